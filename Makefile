@@ -1,0 +1,32 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN ?= runs/demo
+
+.PHONY: demo test check clean
+
+# Two cores are better used by one process with two threads than by two processes with two each.
+export OMP_NUM_THREADS ?= 2
+
+demo: $(VENV)/.installed-demo
+	$(BIN)/python -m figureground.demo $(RUN)
+
+test: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	$(BIN)/pytest
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "figureground needs Python 3.11 or newer, this is " + sys.version)'
+	$(PYTHON) -m venv $(VENV)
+
+# pip's own progress is quiet; a line says what the wait is for.
+$(VENV)/.installed-%: pyproject.toml | $(VENV)/bin/python
+	@echo "Installing figureground[$*] into $(VENV): torch and its libraries take about 5 GB and a minute or two."
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[$*]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache .hypothesis
