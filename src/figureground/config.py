@@ -3,7 +3,7 @@
 import difflib
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import pydantic
 from pydantic import BaseModel, ConfigDict
@@ -21,7 +21,7 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
-    def replace(self, **values: Any) -> Self:
+    def replace(self: T, **values: Any) -> T:
         """Return a copy with ``values`` changed, validated again."""
         return build(type(self), {**self.model_dump(), **values})
 
@@ -94,6 +94,19 @@ def differences(left: Mapping[str, Any], right: Mapping[str, Any], prefix: str =
         elif old != new:
             lines.append(f"{prefix}{key}: {json.dumps(old)} -> {json.dumps(new)}")
     return lines
+
+
+def describe_fields(model: type[BaseModel], values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any, str]]:
+    """List the leaves of a configuration: dotted key, value, meaning."""
+    rows = []
+    for name, field in model.model_fields.items():
+        value = values.get(name)
+        nested = _nested_models(field.annotation)
+        if nested and isinstance(value, Mapping):
+            rows += describe_fields(nested[0], value, f"{prefix}{name}.")
+        elif not nested:
+            rows.append((prefix + name, value, field.description or ""))
+    return rows
 
 
 def _explain(model: type[Config], error: pydantic.ValidationError) -> str:

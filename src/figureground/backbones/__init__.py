@@ -1,1 +1,60 @@
-"""backbones."""
+"""An image in, patch features out: one timm adapter, one catalogue, and handcrafted features that need no weights."""
+
+import os
+from typing import TYPE_CHECKING, get_args
+
+from figureground.backbones.catalogue import CATALOGUE, Features, Precision, Row, find
+from figureground.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["CATALOGUE", "Features", "Precision", "Row", "find", "load"]
+
+
+def load(
+    name: str,
+    weights: str | os.PathLike[str] | None = None,
+    features: str = "keys",
+    *,
+    precision: str = "fp32",
+    device: str = "cpu",
+) -> "torch.nn.Module":
+    """Build a backbone with its weights, ready to map images to patch features.
+
+    The module takes float32 RGB images in [0, 1] of shape ``(B, 3, H, W)``, returns
+    :class:`~figureground.structures.PatchFeatures`, and has ``name``, ``patch_size`` and ``width``. It normalises the
+    images itself and records no gradients. ``handcrafted`` has one kind of features and one precision, whatever is
+    asked for.
+
+    Args:
+        name: A row of the catalogue.
+        weights: A local official ``.pth`` file, or a ``.safetensors`` in the official or timm's names. Without it, they
+            come from timm's repository on the Hugging Face hub, or from the cache of an earlier download.
+        features: ``keys``, ``queries`` or ``values`` of the last block, before attention and not normed, the heads side
+            by side; or ``tokens``, the patches after the last norm.
+        precision: ``fp32``, or ``bf16`` for about three times the speed on a CPU that has bfloat16 and keys that are off
+            by some 4e-3 of the largest (``results/bench/backbones.csv``).
+        device: Where the weights are put; images must be there too.
+
+    Raises:
+        UsageError: If an argument is unknown, or ``weights`` are given to a backbone without.
+        WeightsError: If the weights cannot be found, read, or do not fit.
+    """
+    row = find(name)
+    for value, choices in ((features, get_args(Features)), (precision, get_args(Precision))):
+        if value not in choices:
+            raise UsageError(f"{value!r} is none of {', '.join(choices)}.")
+    if not row.learned:
+        if weights is not None:
+            raise UsageError(f"{name} has no weights to load, got {os.fspath(weights)!r}.")
+        from figureground.backbones.handcrafted import Handcrafted
+
+        return Handcrafted().to(device)
+
+    from figureground.backbones.vit import ViT, define
+    from figureground.backbones.weights import fill
+
+    model = define(row)
+    fill(model, row, weights)
+    return ViT(model, row, features, precision).to(device)

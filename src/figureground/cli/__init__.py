@@ -1,1 +1,49 @@
-"""cli."""
+"""The command line: verbs only, each thin over its stage. Torch is not imported until a verb runs."""
+
+import sys
+from collections.abc import Sequence
+
+import typer
+from rich.console import Console
+
+from figureground import __version__
+from figureground.cli.doctor import doctor
+from figureground.cli.label import label
+from figureground.errors import FiguregroundError, UsageError
+
+app = typer.Typer(
+    name="figureground",
+    help="Find objects in photographs without labels.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+app.command()(label)
+app.command()(doctor)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    pass
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and end the process: 0 done, 1 failed, 2 usage, 3 done but some images failed."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    try:
+        app(args=list(arguments) if arguments is not None else None)
+    except FiguregroundError as error:
+        console.print("[bold red]Error:[/] ", end="")
+        console.print(error.message, markup=False)
+        if error.remedy:
+            console.print(error.remedy, markup=False)
+        sys.exit(2 if isinstance(error, UsageError) else 1)

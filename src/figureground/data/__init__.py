@@ -1,1 +1,1 @@
-"""data."""
+"""Images and annotations: finding, decoding, COCO files."""

@@ -1,1 +1,1 @@
-"""ops."""
+"""Pure tensor functions: boxes, masks, run-length encoding, connected components."""

@@ -1,1 +1,43 @@
-"""proposals."""
+"""Patch features to instances: one paper per file."""
+
+from typing import TYPE_CHECKING, Any
+
+from figureground.errors import UsageError
+from figureground.proposals.interface import nearest
+from figureground.proposals.maskcut import MaskCut
+from figureground.proposals.tokencut import TokenCut
+
+if TYPE_CHECKING:
+    from figureground.proposals.interface import Method
+
+METHODS: dict[str, type["Method"]] = {
+    "maskcut": MaskCut,
+    "tokencut": TokenCut,
+}
+
+
+def create(name: str, preset: str = "default", **config: Any) -> "Method":
+    """Make a discovery method.
+
+    Args:
+        name: A key of :data:`METHODS`.
+        preset: ``default`` (what measured best here) or ``reference`` (what the published code does).
+        config: Fields of the method's configuration that differ from the preset.
+
+    Raises:
+        UsageError: If there is no such method or preset.
+        ConfigError: If a field does not exist or its value is out of range.
+
+    Example:
+        >>> create("maskcut", preset="reference").config.tau
+        0.15
+    """
+    if name not in METHODS:
+        raise UsageError(f"There is no method {name!r}.{nearest(name, METHODS)}")
+    method = METHODS[name]
+    if preset not in method.PRESETS:
+        raise UsageError(f"{name} has no preset {preset!r}; it has: {', '.join(method.PRESETS)}.")
+    return method(method.PRESETS[preset].replace(**config))
+
+
+__all__ = ["METHODS", "create"]

@@ -1,1 +1,1 @@
-"""saliency."""
+"""Image -> background probability, without learning: geodesic distance and robust background detection."""

@@ -1,0 +1,6 @@
+"""`python -m figureground`."""
+
+from figureground.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""COCO files of class-agnostic instances, written record by record."""
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypedDict
+
+from figureground.ops.masks import resize_masks
+from figureground.ops.rle import encode
+from figureground.storage.atomic import writing
+from figureground.structures import Instances
+
+CATEGORY = {"id": 1, "name": "object"}
+
+
+class ImageAnnotations(TypedDict):
+    """One image and what was found in it, before ids are given out.
+
+    ``annotations`` hold ``bbox`` (xywh, px), ``area`` (px), ``segmentation`` (run-length encoded), ``score``,
+    ``category_id``.
+    """
+
+    file_name: str
+    height: int
+    width: int
+    annotations: list[dict[str, Any]]
+
+
+def annotate(file_name: str, size: tuple[int, int], instances: Instances) -> ImageAnnotations:
+    """Bring instances to the size of their image and encode them; those with no pixel left are dropped."""
+    annotations = []
+    # One at a time: at the full size of a large photograph a single mask is large enough.
+    for index in range(len(instances)):
+        mask = resize_masks(instances.masks[index : index + 1].cpu(), size)
+        if not bool(mask.any()):
+            continue
+        [rle] = encode(mask)
+        rows, columns = mask[0].any(1).nonzero(), mask[0].any(0).nonzero()
+        x, y = int(columns[0]), int(rows[0])
+        annotations.append(
+            {
+                "bbox": [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y],
+                "area": int(mask.sum()),
+                "segmentation": rle,
+                "score": round(float(instances.scores[index]), 6),
+                "category_id": int(instances.labels[index]),
+            }
+        )
+    return {"file_name": file_name, "height": size[0], "width": size[1], "annotations": annotations}
+
+
+def write_coco(path: Path, images: Callable[[], Iterable[ImageAnnotations]], description: str) -> tuple[int, int]:
+    """Write a COCO file atomically without holding it in memory.
+
+    Args:
+        path: Where to.
+        images: Gives the images from the first on, each time it is called (it is called twice).
+        description: For the file's ``info``.
+
+    Returns:
+        The number of images and of annotations. Ids count from 1 in the order given.
+    """
+    with writing(path) as file:
+
+        def line(separator: str, entry: dict[str, Any]) -> None:
+            file.write((separator + json.dumps(entry, separators=(",", ":"))).encode("ascii"))
+
+        file.write(b'{"info":' + json.dumps({"description": description}).encode("ascii"))
+        file.write(b',\n"categories":[' + json.dumps(CATEGORY).encode("ascii") + b'],\n"images":[')
+        image_count = 0
+        for image_count, image in enumerate(images(), start=1):
+            entry = {"id": image_count, **{key: image[key] for key in ("file_name", "height", "width")}}
+            line(",\n" if image_count > 1 else "\n", entry)
+        file.write(b'],\n"annotations":[')
+        count = 0
+        for image_id, image in enumerate(images(), start=1):
+            for annotation in image["annotations"]:
+                count += 1
+                line(",\n" if count > 1 else "\n", {"id": count, "image_id": image_id, "iscrowd": 0, **annotation})
+        file.write(b"]}\n")
+    return image_count, count

@@ -1,0 +1,45 @@
+"""Areas, overlaps, boxes and resizing of boolean masks."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional
+
+
+def masks_to_boxes(masks: Bool[Tensor, "M H W"]) -> Float[Tensor, "M 4"]:
+    """Extent of each mask as xyxy, half-open; an empty mask gives the empty box ``(0, 0, 0, 0)``.
+
+    Example:
+        >>> masks_to_boxes(torch.tensor([[[False, True], [False, True]]])).tolist()
+        [[1.0, 0.0, 2.0, 2.0]]
+    """
+    y1, y2 = _extent(masks.any(dim=2))
+    x1, x2 = _extent(masks.any(dim=1))
+    return torch.stack([x1, y1, x2, y2], dim=1).float()
+
+
+def mask_iou(left: Bool[Tensor, "M H W"], right: Bool[Tensor, "K H W"]) -> Float[Tensor, "M K"]:
+    """Intersection over union of every pair; 0 where both masks are empty."""
+    a, b = left.flatten(1).float(), right.flatten(1).float()
+    intersection = a @ b.T
+    union = a.sum(1)[:, None] + b.sum(1)[None] - intersection
+    return intersection / union.clamp(min=1)
+
+
+def resize_masks(masks: Bool[Tensor, "M h w"], size: tuple[int, int]) -> Bool[Tensor, "M H W"]:
+    """Resize masks to ``size = (height, width)``: bilinear with pixel centres aligned, then >= 0.5.
+
+    Downscaling is antialiased, so that a thin object shrinks evenly instead of vanishing by luck of the grid.
+    """
+    if tuple(masks.shape[1:]) == tuple(size) or masks.shape[0] == 0:
+        return masks.new_zeros((0, *size)) if masks.shape[0] == 0 else masks
+    soft = functional.interpolate(masks[:, None].float(), size=size, mode="bilinear", antialias=True)
+    return soft[:, 0] >= 0.5
+
+
+def _extent(occupied: Bool[Tensor, "M L"]) -> tuple[Tensor, Tensor]:
+    length = occupied.shape[1]
+    position = torch.arange(length, device=occupied.device)
+    first = torch.where(occupied, position, length).amin(1)
+    last = torch.where(occupied, position + 1, 0).amax(1)
+    return torch.where(last > 0, first, 0), last

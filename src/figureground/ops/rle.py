@@ -1,0 +1,30 @@
+"""Run-length encoding of masks, as COCO files hold it."""
+
+from typing import TypedDict
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from pycocotools import mask as coco_mask
+from torch import Tensor
+
+
+class RLE(TypedDict):
+    """A compressed mask: ``size`` is ``[height, width]``, ``counts`` the compressed runs as text."""
+
+    size: list[int]
+    counts: str
+
+
+def encode(masks: Bool[Tensor, "M H W"]) -> list[RLE]:
+    """Encode masks of one image."""
+    columns = np.asfortranarray(masks.permute(1, 2, 0).cpu().numpy().astype(np.uint8))
+    return [{"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")} for rle in coco_mask.encode(columns)]
+
+
+def decode(rles: list[RLE]) -> Bool[Tensor, "M H W"]:
+    """Decode masks of one image; all must have the same size."""
+    if not rles:
+        return torch.zeros((0, 0, 0), dtype=torch.bool)
+    columns = coco_mask.decode([{"size": r["size"], "counts": r["counts"].encode("ascii")} for r in rles])
+    return torch.from_numpy(columns).permute(2, 0, 1).contiguous().bool()

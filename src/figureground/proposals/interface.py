@@ -1,0 +1,69 @@
+"""What every discovery method is: a configuration, presets, and ``propose``."""
+
+import difflib
+from collections.abc import Iterable
+from typing import ClassVar, Protocol
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from figureground.config import Config
+from figureground.ops.masks import masks_to_boxes
+from figureground.structures import Instances, PatchFeatures
+
+
+class Method(Protocol):
+    """A discovery method.
+
+    Attributes:
+        PRESETS: Named configurations; ``default`` and ``reference`` always exist.
+        NEEDS_IMAGES: Whether ``propose`` cannot do without the pixels.
+        config: The configuration in force.
+    """
+
+    PRESETS: ClassVar[dict[str, Config]]
+    NEEDS_IMAGES: ClassVar[bool]
+    config: Config
+
+    def __init__(self, config: Config) -> None: ...
+
+    def propose(
+        self, features: PatchFeatures, images: Float[Tensor, "B 3 H W"] | None = None
+    ) -> list[Instances]:
+        """Find the objects of each image, masks and boxes at patch resolution.
+
+        Args:
+            features: Of a batch of images.
+            images: The same images, RGB in [0, 1], where the method looks at pixels too.
+
+        Returns:
+            One entry per image, surest instance first; no instance where nothing was found.
+        """
+        ...
+
+
+def to_instances(masks: Iterable[Bool[Tensor, "h w"]], scores: Iterable[float], like: Tensor) -> Instances:
+    """Instances of one image from masks that are not empty, surest first (ties keep their order)."""
+    found = list(masks)
+    if not found:
+        stacked = torch.zeros((0, *like.shape[-2:]), dtype=torch.bool, device=like.device)
+        ranked = torch.zeros(0, device=like.device)
+    else:
+        ranked = torch.tensor(list(scores), dtype=torch.float32, device=like.device)
+        ranked, order = ranked.sort(descending=True, stable=True)
+        stacked = torch.stack(found)[order]
+    labels = torch.ones(len(stacked), dtype=torch.int64, device=like.device)
+    return Instances(masks=stacked, boxes=masks_to_boxes(stacked), scores=ranked, labels=labels)
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """A hint for a name that does not exist: the nearest one, and all there are.
+
+    Example:
+        >>> nearest("maskut", ["maskcut", "tokencut"])
+        " Did you mean 'maskcut'? There are: maskcut, tokencut."
+    """
+    known = list(names)
+    close = difflib.get_close_matches(name, known, n=1)
+    return (f" Did you mean {close[0]!r}?" if close else "") + f" There are: {', '.join(known)}."

@@ -1,0 +1,82 @@
+"""A sparse matrix for products with many dense vectors, the same on every device."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import scipy.sparse
+import torch
+from jaxtyping import Float, Int32
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SparseMatrix:
+    """Compressed sparse rows, ``R`` by ``C``; repeated columns within a row add up.
+
+    On the CPU a product is SciPy's, vector by vector (measured 2 to 3 times faster than torch's sparse CSR on one
+    thread); elsewhere it is ``embedding_bag``, which sums each row in one thread, so that the result is deterministic.
+
+    Args:
+        starts: Where each row begins in ``columns`` and ``values``, and their length.
+        columns: The column of each entry.
+        values: The entries, float32 or float64.
+        width: The number of columns.
+    """
+
+    starts: Int32[Tensor, " R+1"]
+    columns: Int32[Tensor, " E"]
+    values: Float[Tensor, " E"]
+    width: int
+
+    @classmethod
+    def from_rows(cls, columns: Int32[Tensor, "R k"], values: Float[Tensor, "R k"], width: int) -> "SparseMatrix":
+        """Make a matrix of which every row has ``k`` entries."""
+        rows, k = columns.shape
+        if rows * k >= 2**31:
+            raise ValueError(f"{rows} rows of {k} entries do not fit 32-bit indices.")
+        starts = torch.arange(rows + 1, dtype=torch.int32, device=columns.device) * k
+        return cls(starts, columns.reshape(-1), values.reshape(-1), width)
+
+    def matvec(self, vectors: Float[Tensor, "K C"]) -> Float[Tensor, "K R"]:
+        """Multiply each of ``K`` vectors by the matrix."""
+        if vectors.device.type == "cpu":
+            return _by_scipy(self._scipy, vectors)
+        return _by_embedding_bag(self, vectors)
+
+    def rmatvec(self, vectors: Float[Tensor, "K R"]) -> Float[Tensor, "K C"]:
+        """Multiply each of ``K`` vectors by the transposed matrix."""
+        if vectors.device.type == "cpu":
+            return _by_scipy(self._scipy.T, vectors)
+        return _by_embedding_bag(self.transposed, vectors)
+
+    @cached_property
+    def transposed(self) -> "SparseMatrix":
+        """The transpose, entries of a row in the order in which they stood."""
+        order = self.columns.sort(stable=True).indices
+        counts = torch.bincount(self.columns, minlength=self.width).cumsum(0)
+        starts = torch.cat([counts.new_zeros(1), counts]).int()
+        rows = torch.arange(len(self.starts) - 1, dtype=torch.int32, device=self.starts.device)
+        rows = rows.repeat_interleave(self.starts.diff().long())
+        return SparseMatrix(starts, rows[order], self.values[order], len(self.starts) - 1)
+
+    @cached_property
+    def _scipy(self) -> scipy.sparse.csr_array:
+        parts = (self.values.numpy(), self.columns.numpy(), self.starts.numpy())
+        return scipy.sparse.csr_array(parts, shape=(len(self.starts) - 1, self.width))
+
+
+def _by_scipy(matrix: scipy.sparse.sparray, vectors: Tensor) -> Tensor:
+    products = [matrix @ vector for vector in vectors.numpy()]
+    return torch.from_numpy(np.stack(products)) if products else vectors.new_zeros(0, matrix.shape[0])
+
+
+def _by_embedding_bag(matrix: SparseMatrix, vectors: Tensor) -> Tensor:
+    return torch.nn.functional.embedding_bag(
+        matrix.columns,
+        vectors.T.contiguous(),
+        offsets=matrix.starts,
+        per_sample_weights=matrix.values,
+        mode="sum",
+        include_last_offset=True,
+    ).T

@@ -1,0 +1,192 @@
+"""One image to its instances: backbone, discovery method and refinement put together."""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from pydantic import Field, model_validator
+
+from figureground import backbones
+from figureground.config import Config, build
+from figureground.data.images import load_image
+from figureground.data.resize import fit_size, resize_image, to_tensor
+from figureground.errors import ConfigError, UsageError
+from figureground.ops.masks import masks_to_boxes, resize_masks
+from figureground.proposals import METHODS, create
+from figureground.proposals.maskcut import MaskCutConfig
+from figureground.proposals.tokencut import TokenCutConfig
+from figureground.refine import RefineConfig, refine_masks
+from figureground.structures import Instances
+
+
+class BackboneConfig(Config):
+    """Which features an image is turned into."""
+
+    name: str = Field("handcrafted", description="A backbone of the catalogue; `handcrafted` needs no weights.")
+    weights: str | None = Field(None, description="Local file with the official weights; none: the backbone's hub.")
+    features: Literal["keys", "queries", "values", "tokens"] = Field(
+        "keys", description="Output of the last block that is used (TokenCut, MaskCut: keys)."
+    )
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="Arithmetic of the backbone; bf16 is 2-3x faster.")
+
+
+class LabellerConfig(Config):
+    """From an image to instances."""
+
+    method: str = Field("maskcut", description="Discovery method.")
+    preset: str = Field("default", description="`default`: what measured best here; `reference`: the published code.")
+    backbone: BackboneConfig = BackboneConfig()
+    size: int = Field(
+        480, ge=16, le=4096, description="Side in px of the square whose area an image is brought to (CutLER: 480)."
+    )
+    device: str = Field("cpu", description="cpu, cuda or cuda:N.")
+    maskcut: MaskCutConfig | None = Field(None, description="Settings of maskcut, where it is the method.")
+    tokencut: TokenCutConfig | None = Field(None, description="Settings of tokencut, where it is the method.")
+    refine: RefineConfig = RefineConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve_method(cls, values: dict) -> dict:
+        """Fill the chosen method's settings from its preset; settings of other methods would do nothing."""
+        values = dict(values)
+        method = values.get("method", cls.model_fields["method"].default)
+        preset = values.get("preset", cls.model_fields["preset"].default)
+        for other in METHODS.keys() - {method}:
+            if values.get(other) is not None:
+                raise ValueError(f"{other}.* is set, but the method is {method!r}. Add --method {other}.")
+        chosen = values.get(method) or {}
+        try:
+            if not isinstance(chosen, Config):
+                values[method] = create(method, preset, **chosen).config
+        except UsageError as error:
+            message = str(error)
+            raise ValueError(message.replace("key '", f"key '{method}.") if isinstance(error, ConfigError) else message) from None
+        return values
+
+
+class Labeller:
+    """Finds the objects of one image after another.
+
+    Args:
+        config: What to use.
+
+    Raises:
+        UsageError: If a name does not exist or the device is not there.
+        WeightsError: If the backbone's weights cannot be had.
+    """
+
+    def __init__(self, config: LabellerConfig) -> None:
+        self.config = config
+        _check_device(config.device)
+        choice = config.backbone
+        self.backbone = backbones.load(
+            choice.name,
+            weights=choice.weights,
+            features=choice.features,
+            precision=choice.precision,
+            device=config.device,
+        )
+        self.method = create(config.method, config.preset, **getattr(config, config.method).model_dump())
+        self.seconds: dict[str, float] = {}
+
+    def fitted_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The size at which an image of ``size`` is looked at, in whole patches."""
+        return fit_size(size, self.config.size, self.backbone.patch_size)
+
+    @torch.inference_mode()
+    def __call__(self, pixels: UInt8[np.ndarray, "H W 3"], size: tuple[int, int]) -> Instances:
+        """Find the objects of an image.
+
+        Args:
+            pixels: RGB; may be smaller than the image is on disk.
+            size: ``(height, width)`` of the image on disk, which decides the size it is looked at.
+
+        Returns:
+            Instances at the working size (:meth:`fitted_size`), surest first.
+        """
+        with self.timed("decode"):
+            fitted = resize_image(pixels, self.fitted_size(size))
+            images = to_tensor(fitted, self.config.device)
+        with self.timed("features"):
+            features = self.backbone(images)
+        with self.timed("propose"):
+            [found] = self.method.propose(features, images)
+        with self.timed("refine"):
+            return self._refine(torch.from_numpy(fitted.copy()).to(images.device), found)
+
+    def _refine(self, pixels: torch.Tensor, found: Instances) -> Instances:
+        coarse = resize_masks(found.masks, (pixels.shape[0], pixels.shape[1]))
+        masks, accepted = refine_masks(pixels, coarse, self.config.refine)
+        keep = accepted & masks.flatten(1).any(1)
+        masks = masks[keep]
+        return Instances(masks, masks_to_boxes(masks), found.scores[keep], found.labels[keep])
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Add the time of a block to ``seconds[part]``."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            if self.config.device != "cpu":
+                torch.cuda.synchronize(self.config.device)
+            self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
+
+
+def label(
+    image: str | os.PathLike[str] | Image.Image | UInt8[np.ndarray, "H W 3"],
+    method: str = "maskcut",
+    backbone: str = "handcrafted",
+    **config: Any,
+) -> Instances:
+    """Find the objects of one image.
+
+    Args:
+        image: A path, a Pillow image, or RGB pixels.
+        method: Discovery method.
+        backbone: A backbone of the catalogue; ``handcrafted`` needs no weights.
+        config: Further fields of :class:`LabellerConfig`.
+
+    Returns:
+        Instances at the size of the image, surest first.
+
+    Raises:
+        ImageError: If the image cannot be decoded.
+        UsageError: If a name does not exist.
+
+    Example:
+        >>> pixels = np.zeros((64, 64, 3), np.uint8)
+        >>> pixels[20:44, 20:44] = (200, 60, 30)
+        >>> tuple(label(pixels, size=128).masks.shape[1:])
+        (64, 64)
+    """
+    if isinstance(image, Image.Image):
+        pixels = np.asarray(image.convert("RGB"))
+    elif isinstance(image, np.ndarray):
+        pixels = image
+    else:
+        pixels = load_image(image)
+    tree = {"method": method, "backbone": {"name": backbone}, **config}
+    size = (pixels.shape[0], pixels.shape[1])
+    found = Labeller(build(LabellerConfig, tree))(pixels, size)
+    masks = resize_masks(found.masks, size)
+    keep = masks.flatten(1).any(1)
+    masks = masks[keep]
+    return Instances(masks, masks_to_boxes(masks), found.scores[keep], found.labels[keep])
+
+
+def _check_device(name: str) -> None:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"There is no device {name!r}.", "Use cpu, cuda or cuda:N.") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"Device {name!r} is not supported.", "Use cpu, cuda or cuda:N.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"Device {name!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices.", "Use --device cpu.")
