@@ -3,13 +3,23 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN ?= runs/demo
 
-.PHONY: demo test check clean
+# Photographs that scikit-image carries; anybody's own folder does as well.
+define COPY_SAMPLES
+import pathlib, shutil, skimage
+for name in ("astronaut.png", "coffee.png", "chelsea.png", "rocket.jpg", "motorcycle_left.png"):
+    shutil.copy(pathlib.Path(skimage.__file__).parent / "data" / name, "runs/demo-photos")
+endef
+export COPY_SAMPLES
+
+.PHONY: demo test clean
 
 # Two cores are better used by one process with two threads than by two processes with two each.
 export OMP_NUM_THREADS ?= 2
 
 demo: $(VENV)/.installed-demo
-	$(BIN)/python -m figureground.demo $(RUN)
+	@mkdir -p runs/demo-photos
+	@$(BIN)/python -c "$$COPY_SAMPLES"
+	$(BIN)/figureground label runs/demo-photos --out $(RUN)
 
 test: $(VENV)/.installed-test
 	$(BIN)/ruff check .

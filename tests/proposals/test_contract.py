@@ -12,7 +12,9 @@ EVERY = [(name, preset) for name, method in METHODS.items() for preset in method
 every = pytest.mark.parametrize(("name", "preset"), EVERY, ids=["-".join(pair) for pair in EVERY])
 
 
-def scene(h: int = 14, w: int = 20, objects: int = 1, seed: int = 0) -> tuple[PatchFeatures, torch.Tensor, torch.Tensor]:
+def scene(
+    h: int = 14, w: int = 20, objects: int = 1, seed: int = 0
+) -> tuple[PatchFeatures, torch.Tensor, torch.Tensor]:
     """Features, pixels and true masks of bright squares on a dark ground."""
     generator = torch.Generator().manual_seed(seed)
     kinds = torch.eye(16)[: objects + 1]

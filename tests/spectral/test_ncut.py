@@ -37,7 +37,9 @@ def test_several_vectors_match_the_dense_solver(dtype: torch.dtype) -> None:
     values, vectors = smallest_eigenvectors(affinity, 4)
     expected_values, expected = reference.eigenpairs(affinity.numpy(), 4)
     np.testing.assert_allclose(values.numpy(), expected_values, atol=1e-5)
-    cosines = np.abs((vectors.numpy() * expected).sum(1)) / np.linalg.norm(vectors, axis=1) / np.linalg.norm(expected, axis=1)
+    cosines = (
+        np.abs((vectors.numpy() * expected).sum(1)) / np.linalg.norm(vectors, axis=1) / np.linalg.norm(expected, axis=1)
+    )
     assert (cosines > 0.9999).all()
     assert vectors.dtype == dtype
 

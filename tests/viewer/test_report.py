@@ -66,7 +66,7 @@ class Page(HTMLParser):
         return json.loads("".join(self.text_of(id="data")))
 
 
-def load_image(path: Path) -> np.ndarray:
+def load_image(path: str) -> np.ndarray:
     return np.asarray(Image.open(path).convert("RGB"))
 
 
@@ -82,7 +82,7 @@ def make_run(run: Path, names: list[str], size: tuple[int, int] = (300, 600), **
         photograph = np.stack([rows % 256, columns % 256, mask * 255], axis=2).astype(np.uint8)
         Image.fromarray(photograph).save(run / f"{i}.png")
         rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
-        images.append({"id": i + 1, "file_name": name, "path": f"{i}.png", "width": width, "height": height})
+        images.append({"id": i + 1, "file_name": name, "path": str(run / f"{i}.png"), "width": width, "height": height})
         annotations.append(
             {
                 "id": i + 1,
@@ -250,7 +250,7 @@ def test_an_image_that_cannot_be_read_is_a_card_that_says_so(tmp_path):
     assert "1.png" in broken
     assert "it was 40 by 30 pixels, now it is 9 by 7" in replaced
 
-    def refuse(path: Path) -> np.ndarray:
+    def refuse(path: str) -> np.ndarray:
         raise ImageError(f"{path} is <b>bad</b>.", "Replace it.")
 
     problems = read(write_report(tmp_path, load_image=refuse)).text_of(**{"class": "problem"})
@@ -287,7 +287,7 @@ def test_an_interrupted_report_leaves_the_old_one(tmp_path, monkeypatch):
     before = write_report(tmp_path, load_image=load_image).read_bytes()
     files = sorted(tmp_path.iterdir())
 
-    def interrupt(path: Path) -> np.ndarray:
+    def interrupt(path: str) -> np.ndarray:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -34,8 +34,8 @@ class ViT(nn.Module):
 
     Images whose sides are not multiples of the patch size are padded with zeros, right and bottom, after normalisation,
     as LOST and TokenCut do; the padded patches are part of the map. Only what the features need is computed: for keys
-    the last block costs one linear layer. The CLS attention is one row a head, after the rotary positions of DINOv3, its
-    softmax over all tokens.
+    the last block costs one linear layer. The CLS attention is one row a head, its softmax over all tokens, with the
+    rotary positions of DINOv3.
 
     In ``bf16`` the linear layers and the attention of all blocks but the last run in bfloat16; the residual stream, the
     norms, the last block and the features stay float32.
@@ -57,6 +57,12 @@ class ViT(nn.Module):
         published code rounds periods and angles to bfloat16.
     """
 
+    mean: Tensor
+    std: Tensor
+    cls_position: Tensor | None
+    positions: Tensor | None
+    blocks: Any  # timm's two families name the parts of a block alike
+
     def __init__(self, model: nn.Module, row: Row, features: str, precision: str) -> None:
         super().__init__()
         timm_model: Any = model
@@ -67,7 +73,9 @@ class ViT(nn.Module):
         self.patch_embed = timm_model.patch_embed.proj
         self.cls_token = timm_model.cls_token
         self.register_tokens = timm_model.reg_token
-        self.cls_position, self.positions = _split_positions(timm_model.pos_embed, row)
+        cls_position, positions = _split_positions(timm_model.pos_embed, row)
+        self.register_buffer("cls_position", cls_position, persistent=False)
+        self.register_buffer("positions", positions, persistent=False)
         self.blocks = timm_model.blocks
         self.norm = timm_model.norm
         for block in self.blocks:
@@ -106,8 +114,9 @@ class ViT(nn.Module):
                 values = keys
             else:
                 values = self._project(normed, self._features)
+        height, width = images.shape[2:]
         return PatchFeatures(
-            values[:, self._prefix :].unflatten(1, (h, w)), self.patch_size, tuple(images.shape[2:]), attention
+            values[:, self._prefix :].unflatten(1, (h, w)), self.patch_size, (height, width), attention
         )
 
     def _trunk(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None, tuple[int, int]]:
@@ -120,7 +129,7 @@ class ViT(nn.Module):
         tokens = patches.flatten(2).transpose(1, 2)
         cls_token = self.cls_token
         if self.positions is not None:
-            tokens = tokens + self._positions_for(h, w)
+            tokens = tokens + self._resample(self.positions, h, w)
         if self.cls_position is not None:
             cls_token = cls_token + self.cls_position
         prefix = [cls_token] if self.register_tokens is None else [cls_token, self.register_tokens]
@@ -132,16 +141,16 @@ class ViT(nn.Module):
             tokens = self._run(block, tokens, rope)
         return tokens, rope, (h, w)
 
-    def _positions_for(self, h: int, w: int) -> Tensor:
+    def _resample(self, positions: Tensor, h: int, w: int) -> Tensor:
         """Resample the learned positions to a map of ``h`` by ``w``, by the rule of each published code.
 
         DINO, and DINOv2 without registers, scale by ``(h + 0.1) / g``, the scale used as it is given; with registers,
         by size and with antialiasing. The trained map itself is not resampled.
         """
-        side = math.isqrt(self.positions.shape[1])
+        side = math.isqrt(positions.shape[1])
         if h == w == side:
-            return self.positions
-        grid = self.positions.unflatten(1, (side, side)).permute(0, 3, 1, 2)
+            return positions
+        grid = positions.unflatten(1, (side, side)).permute(0, 3, 1, 2)
         if self._row.registers:
             grid = functional.interpolate(grid, size=(h, w), mode="bicubic", antialias=True)
         else:
@@ -180,10 +189,11 @@ class ViT(nn.Module):
 
 
 def _split_positions(positions: Tensor | None, row: Row) -> tuple[Tensor | None, Tensor | None]:
-    """Positions of the CLS token and of the patches; DINOv3 has neither, and with registers there is none of the CLS."""
-    if positions is None or row.registers:
-        return None, positions
-    return positions[:, :1], positions[:, 1:]
+    """Positions of the CLS token, none where there are registers, and of the patches, none for DINOv3."""
+    if positions is None:
+        return None, None
+    positions = positions.detach()
+    return (None, positions) if row.registers else (positions[:, :1], positions[:, 1:])
 
 
 def _merge_bias(attention: Any) -> None:
@@ -236,12 +246,11 @@ def _onednn_float32(device: torch.device) -> Iterator[None]:
     torch offers it only as the process-wide precision ``"medium"``, so it is set around the forward pass and put back;
     while it lasts, another thread's float32 products on a GPU would be TF32.
     """
-    if device.type != "cpu" or not _medium_is_exact():
-        yield
-        return
     try:
         before = torch.get_float32_matmul_precision()
     except RuntimeError:  # the caller has set precisions backend by backend: leave them
+        before = None
+    if device.type != "cpu" or before is None or not _medium_is_exact():
         yield
         return
     torch.set_float32_matmul_precision("medium")
@@ -254,15 +263,11 @@ def _onednn_float32(device: torch.device) -> Iterator[None]:
 @functools.cache
 def _medium_is_exact() -> bool:
     """Whether this CPU keeps float32 accuracy at precision ``"medium"``: with AMX units it would round to bfloat16."""
-    generator = torch.Generator().manual_seed(0)
-    a, b = torch.randn(2, 256, 256, generator=generator)
-    try:
-        before = torch.get_float32_matmul_precision()
-    except RuntimeError:
-        return False
+    a, b = torch.randn(2, 256, 256, generator=torch.Generator().manual_seed(0))
+    before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:
         error = (a @ b).double() - a.double() @ b.double()
     finally:
         torch.set_float32_matmul_precision(before)
-    return bool(error.abs().max() < 1e-4)  # float32 is some 1e-5 off, bfloat16 some 1e-1
+    return bool(error.abs().max() < 1e-3)  # float32 is some 1e-5 off, bfloat16 some 1e-1

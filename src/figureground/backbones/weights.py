@@ -50,7 +50,10 @@ def download(row: Row) -> Path:
     """
     import huggingface_hub
 
-    by_hand = f"Get {row.file} from {row.url} and give its path (--weights PATH),\nor use --backbone handcrafted, which needs no weights."
+    by_hand = (
+        f"Get {row.file} from {row.url} and give its path (--weights PATH),\n"
+        "or use --backbone handcrafted, which needs no weights."
+    )
     if row.hub_id is None:
         raise WeightsError(f"The weights of {row.name} are on no hub.", by_hand)
     cached = huggingface_hub.try_to_load_from_cache(row.hub_id, _HUB_FILE, revision=row.hub_revision)
@@ -73,7 +76,7 @@ def dino_to_timm(state: State) -> State:
 def dinov2_to_timm(state: State) -> State:
     """Names of DINOv2's official weights to timm's.
 
-    The mask token is of use in training only. With registers, timm keeps no position for the CLS token: it is added here.
+    The mask token is of use in training only. With registers, timm has no position of the CLS token: it is added here.
     """
     state = {name: value for name, value in state.items() if name != "mask_token"}
     if {"register_tokens", "cls_token", "pos_embed"} <= state.keys():
@@ -135,9 +138,11 @@ def _unwrap(content: Any, file: Path, row: Row) -> State:
     """Take the backbone out of a training checkpoint: the teacher's, without its head and the wrappers' prefixes."""
     if isinstance(content, Mapping) and isinstance(content.get("teacher"), Mapping):
         content = content["teacher"]
-    if not isinstance(content, Mapping) or not content or not all(isinstance(value, Tensor) for value in content.values()):
-        held = f"keys {_some([str(key) for key in content])}" if isinstance(content, Mapping) else type(content).__name__
-        raise WeightsError(f"{file} does not hold named tensors but {held}.", _expected(row))
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"{file} holds no named tensors but a {type(content).__name__}.", _expected(row))
+    if not content or not all(isinstance(value, Tensor) for value in content.values()):
+        keys = _some([str(key) for key in content]) or "nothing"
+        raise WeightsError(f"{file} holds no named tensors but {keys}.", _expected(row))
     state = {str(name).removeprefix("module."): value for name, value in content.items()}
     inner = {name.removeprefix("backbone."): value for name, value in state.items() if name.startswith("backbone.")}
     return inner or state

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from figureground.stages import StageResult
 
 
-def _print_settings(wanted: bool) -> None:
+def _print_settings(wanted: bool | None) -> None:
     if not wanted:
         return
     from figureground.proposals import METHODS
@@ -36,24 +36,36 @@ def _rows(model: type, values: dict, method: str) -> list[tuple[str, object, str
 
 
 def label(
-    images: Annotated[list[str] | None, typer.Argument(help="Photographs and folders of photographs, recursively.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the run; give the same one to go on after a stop.")] = None,
-    method: Annotated[str | None, typer.Option(help="How objects are found: maskcut or tokencut. [default: maskcut]")] = None,
+    images: Annotated[
+        list[str] | None, typer.Argument(help="Photographs and folders of photographs, recursively.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run; give the same one to go on after a stop.")
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option(help="How objects are found: maskcut or tokencut. [default: maskcut]")
+    ] = None,
     backbone: Annotated[
         str | None, typer.Option(help="What patches are compared by; see `figureground doctor`. [default: handcrafted]")
     ] = None,
-    weights: Annotated[Path | None, typer.Option(help="Official .pth or .safetensors of the backbone, if not from its hub.")] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="Official .pth or .safetensors of the backbone, if not from its hub.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N. [default: cpu]")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first images of the sorted list.")] = None,
     assignments: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Any setting, e.g. maskcut.tau=0.2; repeatable. See --settings."),
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Any setting, e.g. maskcut.tau=0.2; repeatable. See --settings."
+        ),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="Start from the config.json of another run.")] = None,
     settings: Annotated[
-        bool,
-        typer.Option("--settings", callback=_print_settings, is_eager=True, help="List every setting with its default and end."),
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--settings", callback=_print_settings, is_eager=True, help="List every setting with its default and end."
+        ),
+    ] = None,
 ) -> None:
     """Find the objects in photographs: COCO masks and a report to look at.
 
@@ -64,7 +76,9 @@ def label(
     from figureground.stages import label as stage
 
     if out is None:
-        raise UsageError("--out is missing: where shall the masks go?", "Example: figureground label photos/ --out runs/photos")
+        raise UsageError(
+            "--out is missing: where shall the masks go?", "Example: figureground label photos/ --out runs/photos"
+        )
     named = {"name": backbone, "weights": str(weights.absolute()) if weights else None}
     resolved = stage.configure(
         images or (),
@@ -89,7 +103,9 @@ def _report(result: "StageResult") -> None:
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"{result.instances} objects in {result.images} images, {result.seconds:.1f} s.")
     if result.failed:
-        console.print(f"{result.failed} images could not be used; each is named in {escape(str(result.out))}/failures.jsonl.")
+        console.print(
+            f"{result.failed} images could not be used; each is named in {escape(str(result.out))}/failures.jsonl."
+        )
     if result.ignored:
         console.print(f"{result.ignored} other files were passed over.")
     console.print(f"Masks:  {escape(str(result.out / 'annotations.json'))}")

@@ -54,7 +54,9 @@ def decode(
     except ImageError:
         raise
     except Image.DecompressionBombError:
-        raise ImageError(f"The image has more than {MAX_PIXELS // 10**6} million pixels: refused as too large.") from None
+        raise ImageError(
+            f"The image has more than {MAX_PIXELS // 10**6} million pixels: refused as too large."
+        ) from None
     except (FileNotFoundError, NotADirectoryError):
         raise ImageError("The file does not exist (a broken link?).") from None
     except IsADirectoryError:
@@ -77,7 +79,7 @@ def _to_rgb(image: Image.Image, enough: Callable[[Size], Size] | None) -> tuple[
     size = (width, height) if turned else (height, width)
     if enough is not None and image.format == "JPEG":
         wanted = enough(size)
-        image.draft(None, wanted if turned else wanted[::-1])
+        image.draft(None, wanted if turned else (wanted[1], wanted[0]))
     image.load()
     image = ImageOps.exif_transpose(image)
     if image.mode in _WIDE_GREY:

@@ -8,7 +8,10 @@ from pathlib import Path
 from figureground.errors import UsageError
 
 EXTENSIONS = frozenset(
-    ".avif .bmp .dib .gif .ico .j2k .jfif .jp2 .jpe .jpeg .jpg .pbm .pcx .pgm .png .pnm .ppm .sgi .tga .tif .tiff .webp".split()
+    (
+        *(".avif", ".bmp", ".dib", ".gif", ".ico", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pcx"),
+        *(".pgm", ".png", ".pnm", ".ppm", ".sgi", ".tga", ".tif", ".tiff", ".webp"),
+    )
 )
 
 
@@ -64,7 +67,7 @@ def list_images(inputs: Sequence[str | os.PathLike[str]], exclude: Path | None =
         else:
             raise UsageError(f"There is no file or folder {os.fspath(entry)!r}.", "Check the path.")
     if not files:
-        where = ", ".join(map(repr, map(os.fspath, inputs)))
+        where = ", ".join(repr(os.fspath(entry)) for entry in inputs)
         raise UsageError(
             f"No images were found in {where} ({ignored} other files).",
             f"Images are recognised by their extension: {' '.join(sorted(EXTENSIONS))}.",

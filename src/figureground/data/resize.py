@@ -36,7 +36,7 @@ def resize_image(pixels: UInt8[np.ndarray, "H W 3"], size: tuple[int, int]) -> U
     """Resize by Lanczos resampling to ``(height, width)``."""
     if pixels.shape[:2] == tuple(size):
         return pixels
-    return np.asarray(Image.fromarray(pixels).resize(size[::-1], Image.Resampling.LANCZOS, reducing_gap=2.0))
+    return np.asarray(Image.fromarray(pixels).resize((size[1], size[0]), Image.Resampling.LANCZOS, reducing_gap=2.0))
 
 
 def to_tensor(pixels: UInt8[np.ndarray, "H W 3"], device: torch.device | str = "cpu") -> Float[Tensor, "1 3 H W"]:

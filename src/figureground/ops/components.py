@@ -1,5 +1,7 @@
 """Connected components of boolean maps, 4-connected, as the published cuts use them."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Int
 from scipy import ndimage
@@ -15,7 +17,8 @@ def label_components(masks: Bool[Tensor, "B H W"]) -> Int[Tensor, "B H W"]:
     if masks.device.type == "cpu":
         labelled = torch.zeros(masks.shape, dtype=torch.int64)
         for index, mask in enumerate(masks.numpy()):
-            labelled[index] = torch.from_numpy(ndimage.label(mask)[0])
+            numbers: Any = ndimage.label(mask)
+            labelled[index] = torch.from_numpy(numbers[0])
         return labelled
     return spread_labels(masks)
 
@@ -29,8 +32,8 @@ def component_at(masks: Bool[Tensor, "B H W"], seeds: Int[Tensor, "B"]) -> Bool[
 
 def spread_labels(masks: Bool[Tensor, "B H W"]) -> Int[Tensor, "B H W"]:
     """The same numbering by tensor operations alone, for any device."""
-    batch, height, width = masks.shape
-    # Every pixel starts with its own number, larger for earlier pixels, so that the maximum is the first of its component.
+    height, width = masks.shape[1:]
+    # Every pixel starts with a number of its own, larger for earlier pixels: the maximum is the first of a component.
     count = height * width
     own = torch.arange(count, 0, -1, device=masks.device, dtype=torch.float64).view(1, height, width)
     labels = torch.where(masks, own, 0.0)

@@ -1,6 +1,6 @@
 """Run-length encoding of masks, as COCO files hold it."""
 
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -19,12 +19,14 @@ class RLE(TypedDict):
 def encode(masks: Bool[Tensor, "M H W"]) -> list[RLE]:
     """Encode masks of one image."""
     columns = np.asfortranarray(masks.permute(1, 2, 0).cpu().numpy().astype(np.uint8))
-    return [{"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")} for rle in coco_mask.encode(columns)]
+    encoded: Any = coco_mask.encode(columns)
+    return [{"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")} for rle in encoded]
 
 
 def decode(rles: list[RLE]) -> Bool[Tensor, "M H W"]:
     """Decode masks of one image; all must have the same size."""
     if not rles:
         return torch.zeros((0, 0, 0), dtype=torch.bool)
-    columns = coco_mask.decode([{"size": r["size"], "counts": r["counts"].encode("ascii")} for r in rles])
+    encoded: Any = [{"size": rle["size"], "counts": rle["counts"].encode("ascii")} for rle in rles]
+    columns = coco_mask.decode(encoded)
     return torch.from_numpy(columns).permute(2, 0, 1).contiguous().bool()

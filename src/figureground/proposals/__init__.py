@@ -1,22 +1,19 @@
 """Patch features to instances: one paper per file."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from figureground.errors import UsageError
-from figureground.proposals.interface import nearest
+from figureground.proposals.interface import Method, nearest
 from figureground.proposals.maskcut import MaskCut
 from figureground.proposals.tokencut import TokenCut
 
-if TYPE_CHECKING:
-    from figureground.proposals.interface import Method
-
-METHODS: dict[str, type["Method"]] = {
+METHODS: dict[str, type[Method]] = {
     "maskcut": MaskCut,
     "tokencut": TokenCut,
 }
 
 
-def create(name: str, preset: str = "default", **config: Any) -> "Method":
+def create(name: str, preset: str = "default", **config: Any) -> Method:
     """Make a discovery method.
 
     Args:

@@ -1,19 +1,19 @@
 """What every discovery method is: a configuration, presets, and ``propose``."""
 
 import difflib
-from collections.abc import Iterable
-from typing import ClassVar, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from figureground.config import Config
 from figureground.ops.masks import masks_to_boxes
 from figureground.structures import Instances, PatchFeatures
 
 
-class Method(Protocol):
+class Method(ABC):
     """A discovery method.
 
     Attributes:
@@ -22,15 +22,14 @@ class Method(Protocol):
         config: The configuration in force.
     """
 
-    PRESETS: ClassVar[dict[str, Config]]
-    NEEDS_IMAGES: ClassVar[bool]
-    config: Config
+    PRESETS: ClassVar[Mapping[str, Any]]
+    NEEDS_IMAGES: ClassVar[bool] = False
 
-    def __init__(self, config: Config) -> None: ...
+    def __init__(self, config: Any) -> None:
+        self.config = config
 
-    def propose(
-        self, features: PatchFeatures, images: Float[Tensor, "B 3 H W"] | None = None
-    ) -> list[Instances]:
+    @abstractmethod
+    def propose(self, features: PatchFeatures, images: Float[Tensor, "B 3 H W"] | None = None) -> list[Instances]:
         """Find the objects of each image, masks and boxes at patch resolution.
 
         Args:
@@ -40,7 +39,6 @@ class Method(Protocol):
         Returns:
             One entry per image, surest instance first; no instance where nothing was found.
         """
-        ...
 
 
 def to_instances(masks: Iterable[Bool[Tensor, "h w"]], scores: Iterable[float], like: Tensor) -> Instances:

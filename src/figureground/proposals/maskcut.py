@@ -14,7 +14,7 @@ from torch import Tensor
 from figureground.config import Config
 from figureground.ops.components import component_at
 from figureground.ops.masks import mask_iou
-from figureground.proposals.interface import to_instances
+from figureground.proposals.interface import Method, to_instances
 from figureground.spectral import cosine_affinity, ncut_value, smallest_eigenvectors
 from figureground.structures import Instances, PatchFeatures
 
@@ -22,27 +22,40 @@ from figureground.structures import Instances, PatchFeatures
 class MaskCutConfig(Config):
     """How MaskCut cuts, and when it stops."""
 
-    tau: float = Field(0.15, ge=-1, le=1, description="Cosine above which two patches are joined (paper: 0.15).")
-    eps: float = Field(1e-5, gt=0, lt=1, description="Weight of all other pairs (paper: 1e-5).")
-    max_masks: int = Field(3, ge=1, le=100, description="Rounds, one object each at most (paper: 3).")
-    min_area: float = Field(0.01, ge=0, lt=1, description="Smallest object, as a share of the patches (paper: 0.01).")
+    tau: float = Field(
+        default=0.15, ge=-1, le=1, description="Cosine above which two patches are joined (paper: 0.15)."
+    )
+    eps: float = Field(default=1e-5, gt=0, lt=1, description="Weight of all other pairs (paper: 1e-5).")
+    max_masks: int = Field(default=3, ge=1, le=100, description="Rounds, one object each at most (paper: 3).")
+    min_area: float = Field(
+        default=0.01, ge=0, lt=1, description="Smallest object, as a share of the patches (paper: 0.01)."
+    )
     corners: int = Field(
-        3, ge=1, le=5, description="Image corners from which on a side is background (published code: 3; 5 never)."
+        default=3,
+        ge=1,
+        le=5,
+        description="Image corners from which on a side is background (published code: 3; 5 never).",
     )
     removal: Literal["nodes", "zero"] = Field(
-        "zero",
-        description="What happens to a found object: its patches leave the graph, or (published) their features are zeroed, "
-        "after which the same region can be found again.",
+        default="zero",
+        description="What happens to a found object: its patches leave the graph, or (published) their features are "
+        "zeroed, after which the same region can be found again.",
     )
     max_overlap: float = Field(
-        0.5, gt=0, le=1, description="With `removal=zero`: IoU with the mask before, above which a mask is rejected (0.5)."
+        default=0.5,
+        gt=0,
+        le=1,
+        description="With `removal=zero`: IoU with the mask before, above which a mask is rejected (0.5).",
     )
     max_ncut: float = Field(
-        2.0, gt=0, le=2, description="Second eigenvalue from which on the rest is one piece and the rounds end; 2 never."
+        default=2.0,
+        gt=0,
+        le=2,
+        description="Second eigenvalue from which on the rest is one piece and the rounds end; 2 never.",
     )
 
 
-class MaskCut:
+class MaskCut(Method):
     """Cut, keep the figure, take it out, cut again.
 
     Reference:
@@ -52,14 +65,10 @@ class MaskCut:
     """
 
     PRESETS: ClassVar = {"default": MaskCutConfig(removal="nodes"), "reference": MaskCutConfig()}
-    NEEDS_IMAGES: ClassVar = False
 
-    def __init__(self, config: MaskCutConfig) -> None:
-        self.config = config
+    config: MaskCutConfig
 
-    def propose(
-        self, features: PatchFeatures, images: Float[Tensor, "B 3 H W"] | None = None
-    ) -> list[Instances]:
+    def propose(self, features: PatchFeatures, images: Float[Tensor, "B 3 H W"] | None = None) -> list[Instances]:
         """See :class:`figureground.proposals.interface.Method`."""
         rounds = self._published_rounds if self.config.removal == "zero" else self._rounds
         return [rounds(values) for values in features.values]

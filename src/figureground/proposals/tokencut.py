@@ -13,7 +13,7 @@ from torch import Tensor
 
 from figureground.config import Config
 from figureground.ops.components import component_at
-from figureground.proposals.interface import to_instances
+from figureground.proposals.interface import Method, to_instances
 from figureground.spectral import cosine_affinity, ncut_value, smallest_eigenvectors
 from figureground.structures import Instances, PatchFeatures
 
@@ -21,15 +21,18 @@ from figureground.structures import Instances, PatchFeatures
 class TokenCutConfig(Config):
     """How TokenCut cuts."""
 
-    tau: float = Field(0.2, ge=-1, le=1, description="Cosine above which two patches are joined (paper: 0.2).")
-    eps: float = Field(1e-5, gt=0, lt=1, description="Weight of all other pairs (paper: 1e-5).")
-    eigenvectors: int = Field(1, ge=1, le=32, description="Vectors used, one object each (paper: 1; CutLER's ablation: 3).")
+    tau: float = Field(default=0.2, ge=-1, le=1, description="Cosine above which two patches are joined (paper: 0.2).")
+    eps: float = Field(default=1e-5, gt=0, lt=1, description="Weight of all other pairs (paper: 1e-5).")
+    eigenvectors: int = Field(
+        default=1, ge=1, le=32, description="Vectors used, one object each (paper: 1; CutLER's ablation: 3)."
+    )
     figure: Literal["seed", "corners"] = Field(
-        "seed", description="Which side is figure: the one of the largest entry (paper), or the one with fewer corners."
+        default="seed",
+        description="Which side is figure: the one of the largest entry (paper), or the one with fewer corners.",
     )
 
 
-class TokenCut:
+class TokenCut(Method):
     """One object for each of the first eigenvectors.
 
     Reference:
@@ -39,14 +42,10 @@ class TokenCut:
     """
 
     PRESETS: ClassVar = {"default": TokenCutConfig(figure="corners"), "reference": TokenCutConfig()}
-    NEEDS_IMAGES: ClassVar = False
 
-    def __init__(self, config: TokenCutConfig) -> None:
-        self.config = config
+    config: TokenCutConfig
 
-    def propose(
-        self, features: PatchFeatures, images: Float[Tensor, "B 3 H W"] | None = None
-    ) -> list[Instances]:
+    def propose(self, features: PatchFeatures, images: Float[Tensor, "B 3 H W"] | None = None) -> list[Instances]:
         """See :class:`figureground.proposals.interface.Method`; the pixels are not looked at."""
         return [self._propose_one(values) for values in features.values]
 

@@ -1,5 +1,7 @@
 """Fully connected CRF with two labels: a coarse mask drawn to the edges of the image."""
 
+import functools
+
 import torch
 from jaxtyping import Float32, UInt8
 from pydantic import Field
@@ -13,19 +15,26 @@ from figureground.refine.permutohedral import PermutohedralLattice
 class DenseCRFConfig(Config):
     """Constants of the dense CRF; the defaults are CutLER's."""
 
-    iterations: int = Field(10, ge=0, description="Mean-field iterations. CutLER: 10.")
-    gaussian_sxy: float = Field(3, gt=0, description="Smoothness kernel: deviation of the position, pixels. CutLER: 3.")
-    gaussian_compat: float = Field(7, ge=0, description="Smoothness kernel: Potts weight, unitless. CutLER: 7.")
+    iterations: int = Field(default=10, ge=0, description="Mean-field iterations. CutLER: 10.")
+    gaussian_sxy: float = Field(
+        default=3, gt=0, description="Smoothness kernel: deviation of the position, pixels. CutLER: 3."
+    )
+    gaussian_compat: float = Field(default=7, ge=0, description="Smoothness kernel: Potts weight, unitless. CutLER: 7.")
     bilateral_sxy: float = Field(
-        50, gt=0, description="Appearance kernel: deviation of the position, pixels. CutLER: 50."
+        default=50, gt=0, description="Appearance kernel: deviation of the position, pixels. CutLER: 50."
     )
     bilateral_srgb: float = Field(
-        5, gt=0, description="Appearance kernel: deviation of the colour, steps of 0..255. CutLER: 5."
+        default=5, gt=0, description="Appearance kernel: deviation of the colour, steps of 0..255. CutLER: 5."
     )
-    bilateral_compat: float = Field(10, ge=0, description="Appearance kernel: Potts weight, unitless. CutLER: 10.")
+    bilateral_compat: float = Field(
+        default=10, ge=0, description="Appearance kernel: Potts weight, unitless. CutLER: 10."
+    )
 
 
-def dense_crf(image: Image, mask: Mask, config: DenseCRFConfig = DenseCRFConfig()) -> Float32[Tensor, "H W"]:
+CUTLER = DenseCRFConfig()
+
+
+def dense_crf(image: Image, mask: Mask, config: DenseCRFConfig = CUTLER) -> Float32[Tensor, "H W"]:
     """Foreground probability of each pixel, from one mask; see :func:`dense_crf_masks`.
 
     Example:
@@ -39,9 +48,7 @@ def dense_crf(image: Image, mask: Mask, config: DenseCRFConfig = DenseCRFConfig(
     return dense_crf_masks(image, mask[None], config)[0]
 
 
-def dense_crf_masks(
-    image: Image, masks: Masks, config: DenseCRFConfig = DenseCRFConfig()
-) -> Float32[Tensor, "M H W"]:
+def dense_crf_masks(image: Image, masks: Masks, config: DenseCRFConfig = CUTLER) -> Float32[Tensor, "M H W"]:
     """Foreground probability of each pixel, from each mask by itself; the lattices of the image are built once.
 
     Args:
@@ -64,34 +71,49 @@ def dense_crf_masks(
         Potts messages of both labels are one filtering of ``q_1 - q_0 = tanh(logit / 2)``.
     """
     image, masks = image_and_masks(image, masks)
+    height, width = image.shape[:2]
+    kernels = [
+        (config.gaussian_compat, _smoothness_kernel(height, width, config.gaussian_sxy, image.device)),
+        (config.bilateral_compat, _appearance_kernel(image, config)),
+    ]
     unary = masks.flatten(1).float() * 2 - 1  # log(0.73 / 0.27) is exactly 1
-    kernels = _kernels(image, config)
     logits = unary
     for _ in range(config.iterations):
         difference = torch.tanh(logits / 2)
-        logits = unary.clone()
-        for compat, norm, lattice in kernels:
-            logits += lattice.filter(difference * norm).mul_(compat * norm)
+        logits = unary
+        for compat, kernel in kernels:
+            logits = logits.add(kernel(difference), alpha=compat)
     return torch.sigmoid(logits).view(masks.shape)
 
 
-def _kernels(
-    image: UInt8[Tensor, "H W 3"], config: DenseCRFConfig
-) -> list[tuple[float, Float32[Tensor, " N"], PermutohedralLattice]]:
-    """The smoothness and the appearance kernel: weight, symmetric normalisation, filter."""
-    height, width, _ = image.shape
-    rows = torch.arange(height, device=image.device, dtype=torch.float32)
-    columns = torch.arange(width, device=image.device, dtype=torch.float32)
-    position = torch.cartesian_prod(rows, columns).flip(1)  # x, then y
-    colour = image.reshape(-1, 3).float()
-    appearance = torch.cat([position / config.bilateral_sxy, colour / config.bilateral_srgb], 1)
-    kernels = []
-    for compat, features in (
-        (config.gaussian_compat, position / config.gaussian_sxy),
-        (config.bilateral_compat, appearance),
-    ):
-        lattice = PermutohedralLattice(features)
-        # A point keeps at least the square weights of its own corners, so that no sum is zero.
-        norm = lattice.filter(features.new_ones(1, len(features)))[0].rsqrt()
-        kernels.append((compat, norm, lattice))
-    return kernels
+class _NormalisedKernel:
+    """A Gaussian kernel normalised symmetrically: ``n_i k_ij n_j`` with ``n = (K 1)^-1/2``."""
+
+    def __init__(self, features: Float32[Tensor, "N d"]) -> None:
+        self._lattice = PermutohedralLattice(features)
+        # A point shares its corners with itself, so that no sum is zero.
+        self._norm = self._lattice.filter(features.new_ones(1, len(features))).rsqrt()
+
+    def __call__(self, values: Float32[Tensor, "M N"]) -> Float32[Tensor, "M N"]:
+        return self._lattice.filter(values * self._norm).mul_(self._norm)
+
+
+@functools.lru_cache(maxsize=2)
+def _smoothness_kernel(height: int, width: int, sxy: float, device: torch.device) -> _NormalisedKernel:
+    """Kernel over the position; kept, since the images of a run often have one size (at 480x480, 10 MB)."""
+    return _NormalisedKernel(_positions(height, width, device) / sxy)
+
+
+def _appearance_kernel(image: UInt8[Tensor, "H W 3"], config: DenseCRFConfig) -> _NormalisedKernel:
+    """Kernel over the position and the colour."""
+    height, width = image.shape[:2]
+    position = _positions(height, width, image.device) / config.bilateral_sxy
+    colour = image.reshape(-1, 3).float() / config.bilateral_srgb
+    return _NormalisedKernel(torch.cat([position, colour], 1))
+
+
+def _positions(height: int, width: int, device: torch.device) -> Float32[Tensor, "N 2"]:
+    """Column and row of each pixel, row by row."""
+    rows = torch.arange(height, device=device, dtype=torch.float32)
+    columns = torch.arange(width, device=device, dtype=torch.float32)
+    return torch.cartesian_prod(rows, columns).flip(1)

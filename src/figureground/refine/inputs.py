@@ -20,8 +20,10 @@ def image_and_masks(image: Image, masks: Masks) -> tuple[UInt8[Tensor, "H W 3"],
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.numel() == 0:
         raise ValueError(f"An image is uint8 (H, W, 3), at least 1x1; got {image.dtype} {tuple(image.shape)}.")
     if masks.dtype != torch.bool or masks.ndim != 3 or masks.shape[1:] != image.shape[:2]:
-        size = tuple(image.shape[:2])
-        raise ValueError(f"Masks of this image are bool (M, {size[0]}, {size[1]}); got {masks.dtype} {tuple(masks.shape)}.")
+        height, width = image.shape[:2]
+        raise ValueError(
+            f"Masks of this image are bool (M, {height}, {width}); got {masks.dtype} {tuple(masks.shape)}."
+        )
     if image.device != masks.device:
         raise ValueError(f"The image is on {image.device}, its masks on {masks.device}.")
     return image, masks

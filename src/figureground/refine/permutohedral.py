@@ -20,7 +20,8 @@ class PermutohedralLattice:
         features: The points, in units of the standard deviation wanted along each axis; finite.
 
     Raises:
-        ValueError: If there is no point, a feature is not finite, or the points spread over more than 2^62 cells.
+        ValueError: If there is no point, a feature is not finite or too far from 0 for a fraction in float32, or the
+            points spread over more than 2^62 cells.
 
     Reference:
         Adams, Baek and Davis, Fast high-dimensional filtering using the permutohedral lattice, Eurographics 2010.
@@ -42,7 +43,14 @@ class PermutohedralLattice:
         self._blurs = [_blur(keys, step) for step in (-sum(steps), *steps)]
 
     def filter(self, values: Float32[Tensor, "K N"]) -> Float32[Tensor, "K N"]:
-        """Sum ``exp(-|f_i - f_j|^2 / 2) values_j`` over all points j (i among them), approximately, up to a factor."""
+        """Sum ``exp(-|f_i - f_j|^2 / 2) values_j`` over all points j (i among them), approximately, up to a factor.
+
+        Args:
+            values: ``K`` values a point, each filtered by itself.
+
+        Returns:
+            The sums. The factor is the same for all points; divide by the filtered ones where it matters.
+        """
         at_vertices = self._slice.rmatvec(values)
         for blur in self._blurs:
             at_vertices = blur.matvec(at_vertices)
@@ -59,6 +67,8 @@ def _enclosing_simplices(
     fractions = points - cells
 
     low, high = cells.aminmax(dim=0)
+    if max(-low.min(), high.max()) >= 2**22:
+        raise ValueError("A feature lies millions of standard deviations from 0; widen the kernel.")
     low -= 1  # a margin on both sides: no step from a vertex wraps into another row of cells
     extent = [int(size) for size in (high + 3 - low).tolist()]
     steps = strides(extent)
@@ -94,7 +104,9 @@ def _to_lattice_basis(features: Float32[Tensor, "N d"]) -> Float32[Tensor, "N d"
 def _falling_order(values: Float32[Tensor, "N d"]) -> Int64[Tensor, "N d"]:
     """Place, from 1, of each value among the d values of its point, the largest first; equals keep their order."""
     columns = values.unbind(1)
-    places = [torch.full(column.shape, i + 1, dtype=torch.int8, device=values.device) for i, column in enumerate(columns)]
+    places = [
+        torch.full(column.shape, i + 1, dtype=torch.int8, device=values.device) for i, column in enumerate(columns)
+    ]
     for i, j in itertools.combinations(range(len(columns)), 2):
         swapped = (columns[i] < columns[j]).view(torch.int8)
         places[i] += swapped

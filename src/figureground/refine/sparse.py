@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import scipy.sparse
@@ -24,7 +25,7 @@ class SparseMatrix:
         width: The number of columns.
     """
 
-    starts: Int32[Tensor, " R+1"]
+    starts: Int32[Tensor, " S"]
     columns: Int32[Tensor, " E"]
     values: Float[Tensor, " E"]
     width: int
@@ -66,12 +67,16 @@ class SparseMatrix:
         return scipy.sparse.csr_array(parts, shape=(len(self.starts) - 1, self.width))
 
 
-def _by_scipy(matrix: scipy.sparse.sparray, vectors: Tensor) -> Tensor:
-    products = [matrix @ vector for vector in vectors.numpy()]
-    return torch.from_numpy(np.stack(products)) if products else vectors.new_zeros(0, matrix.shape[0])
+def _by_scipy(matrix: Any, vectors: Tensor) -> Tensor:
+    products = np.empty((len(vectors), matrix.shape[0]), dtype=matrix.dtype)
+    for product, vector in zip(products, vectors.numpy(), strict=True):
+        product[:] = matrix @ vector
+    return torch.from_numpy(products)
 
 
 def _by_embedding_bag(matrix: SparseMatrix, vectors: Tensor) -> Tensor:
+    if len(vectors) == 0:
+        return vectors.new_zeros(0, len(matrix.starts) - 1)
     return torch.nn.functional.embedding_bag(
         matrix.columns,
         vectors.T.contiguous(),

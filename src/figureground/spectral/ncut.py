@@ -134,7 +134,7 @@ def _lanczos(weights: Tensor, scale: Tensor, trivial: Tensor, mask: Tensor, coun
             theta, rotation = torch.linalg.eigh(_tridiagonal(diagonal[: step + 1], below[:step]))
             top = slice(step + 1 - count, step + 1)
             residual = norm * rotation[-1, top].abs().max() if step + 1 >= count else torch.inf
-            # After a breakdown further copies of an eigenvalue can hide outside the subspace: go on if several are asked for.
+            # After a breakdown further copies of an eigenvalue can hide outside the subspace: go on for several.
             done = residual < _TOLERANCE[weights.dtype] and not (broken and count > 1)
             if last or done:
                 chosen = rotation[:, top].flip(1).T.to(basis)

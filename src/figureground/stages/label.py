@@ -32,9 +32,9 @@ _FREE = ("device", "limit")
 class LabelConfig(LabellerConfig):
     """Everything that decides what `label` writes."""
 
-    images: tuple[str, ...] = Field((), description="Files and folders of images.")
-    limit: int | None = Field(None, ge=1, description="Only the first images of the sorted list.")
-    shard_size: int = Field(16, ge=1, le=10_000, description="Images a shard: what a kill can cost at most.")
+    images: tuple[str, ...] = Field(default=(), description="Files and folders of images.")
+    limit: int | None = Field(default=None, ge=1, description="Only the first images of the sorted list.")
+    shard_size: int = Field(default=16, ge=1, le=10_000, description="Images a shard: what a kill can cost at most.")
 
     @field_validator("images")
     @classmethod
@@ -118,7 +118,9 @@ def run(
         tasks = _cut_shards(images, names, config.shard_size, out / "shards")
         counter = _Counter(len(names), progress)
         todo = [task for task in tasks if not counter.resume(task)]
-        jsonlines.append(out / "log.jsonl", {"event": "start", "time": time.time(), "images": len(names), "resumed": counter.done})
+        jsonlines.append(
+            out / "log.jsonl", {"event": "start", "time": time.time(), "images": len(names), "resumed": counter.done}
+        )
         counter.report()
 
         def work(task: _Task) -> dict[str, Any]:
@@ -138,8 +140,11 @@ def _check_config(config: LabelConfig, path: Path) -> None:
         before = json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise ConfigError(f"{path} is damaged: {error}.", "Choose another --out.") from None
-    trees = (before, config.model_dump(mode="json"))
-    changed = differences(*({key: value for key, value in tree.items() if key not in _FREE} for tree in trees))
+    old, new = (
+        {key: value for key, value in tree.items() if key not in _FREE}
+        for tree in (before, config.model_dump(mode="json"))
+    )
+    changed = differences(old, new)
     if changed:
         raise ConfigError(
             f"{path.parent} holds a run with another configuration:\n  " + "\n  ".join(changed),

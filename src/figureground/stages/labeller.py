@@ -16,7 +16,7 @@ from figureground import backbones
 from figureground.config import Config, build
 from figureground.data.images import load_image
 from figureground.data.resize import fit_size, resize_image, to_tensor
-from figureground.errors import ConfigError, UsageError
+from figureground.errors import UsageError
 from figureground.ops.masks import masks_to_boxes, resize_masks
 from figureground.proposals import METHODS, create
 from figureground.proposals.maskcut import MaskCutConfig
@@ -28,26 +28,35 @@ from figureground.structures import Instances
 class BackboneConfig(Config):
     """Which features an image is turned into."""
 
-    name: str = Field("handcrafted", description="A backbone of the catalogue; `handcrafted` needs no weights.")
-    weights: str | None = Field(None, description="Local file with the official weights; none: the backbone's hub.")
-    features: Literal["keys", "queries", "values", "tokens"] = Field(
-        "keys", description="Output of the last block that is used (TokenCut, MaskCut: keys)."
+    name: str = Field(default="handcrafted", description="A backbone of the catalogue; `handcrafted` needs no weights.")
+    weights: str | None = Field(
+        default=None, description="Local file with the official weights; none: the backbone's hub."
     )
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="Arithmetic of the backbone; bf16 is 2-3x faster.")
+    features: Literal["keys", "queries", "values", "tokens"] = Field(
+        default="keys", description="Output of the last block that is used (TokenCut, MaskCut: keys)."
+    )
+    precision: Literal["fp32", "bf16"] = Field(
+        default="fp32", description="Arithmetic of the backbone; bf16 is 2-3x faster."
+    )
 
 
 class LabellerConfig(Config):
     """From an image to instances."""
 
-    method: str = Field("maskcut", description="Discovery method.")
-    preset: str = Field("default", description="`default`: what measured best here; `reference`: the published code.")
+    method: str = Field(default="maskcut", description="Discovery method.")
+    preset: str = Field(
+        default="default", description="`default`: what measured best here; `reference`: the published code."
+    )
     backbone: BackboneConfig = BackboneConfig()
     size: int = Field(
-        480, ge=16, le=4096, description="Side in px of the square whose area an image is brought to (CutLER: 480)."
+        default=480,
+        ge=16,
+        le=4096,
+        description="Side in px of the square whose area an image is brought to (CutLER: 480).",
     )
-    device: str = Field("cpu", description="cpu, cuda or cuda:N.")
-    maskcut: MaskCutConfig | None = Field(None, description="Settings of maskcut, where it is the method.")
-    tokencut: TokenCutConfig | None = Field(None, description="Settings of tokencut, where it is the method.")
+    device: str = Field(default="cpu", description="cpu, cuda or cuda:N.")
+    maskcut: MaskCutConfig | None = Field(default=None, description="Settings of maskcut, where it is the method.")
+    tokencut: TokenCutConfig | None = Field(default=None, description="Settings of tokencut, where it is the method.")
     refine: RefineConfig = RefineConfig()
 
     @model_validator(mode="before")
@@ -61,12 +70,11 @@ class LabellerConfig(Config):
             if values.get(other) is not None:
                 raise ValueError(f"{other}.* is set, but the method is {method!r}. Add --method {other}.")
         chosen = values.get(method) or {}
-        try:
-            if not isinstance(chosen, Config):
-                values[method] = create(method, preset, **chosen).config
-        except UsageError as error:
-            message = str(error)
-            raise ValueError(message.replace("key '", f"key '{method}.") if isinstance(error, ConfigError) else message) from None
+        if not isinstance(chosen, Config):
+            try:
+                values[method] = {**create(method, preset).config.model_dump(), **chosen}
+            except UsageError as error:
+                raise ValueError(str(error)) from None
         return values
 
 
@@ -85,7 +93,7 @@ class Labeller:
         self.config = config
         _check_device(config.device)
         choice = config.backbone
-        self.backbone = backbones.load(
+        self.backbone: Any = backbones.load(
             choice.name,
             weights=choice.weights,
             features=choice.features,
@@ -189,4 +197,6 @@ def _check_device(name: str) -> None:
     if device.type not in ("cpu", "cuda"):
         raise UsageError(f"Device {name!r} is not supported.", "Use cpu, cuda or cuda:N.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"Device {name!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices.", "Use --device cpu.")
+        raise UsageError(
+            f"Device {name!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices.", "Use --device cpu."
+        )

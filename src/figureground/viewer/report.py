@@ -32,7 +32,7 @@ BARS = 20
 """Most bars in a histogram."""
 
 
-def write_report(run: Path, *, load_image: Callable[[Path], np.ndarray], max_images: int = 200) -> Path:
+def write_report(run: Path, *, load_image: Callable[[str], np.ndarray], max_images: int = 200) -> Path:
     """Write ``report.html`` from what a run directory holds.
 
     The page needs nothing but itself: images, style and script are inside. It replaces an older one only when it is
@@ -41,15 +41,17 @@ def write_report(run: Path, *, load_image: Callable[[Path], np.ndarray], max_ima
     Args:
         run: A directory with ``annotations.json`` and, where they exist, ``result.json``, ``environment.json``,
             ``config.json`` and ``failures.jsonl``.
-        load_image: Reads one image as uint8 RGB of shape (H, W, 3), EXIF orientation applied. An image for which it
-            raises FiguregroundError, OSError or ValueError becomes a card that says so.
+        load_image: Reads one image as uint8 RGB of shape (H, W, 3), EXIF orientation applied, given its ``path`` in the
+            annotations, or its ``file_name`` where they have no path. An image for which it raises FiguregroundError,
+            OSError or ValueError becomes a card that says so.
         max_images: Images on the page; of a longer run, as many spread evenly over it.
 
     Returns:
         The path of the report.
 
     Raises:
-        RunError: If ``annotations.json`` is missing, a file of the run cannot be understood, or the report cannot be written.
+        RunError: If ``annotations.json`` is missing, a file of the run cannot be understood, or the report cannot be
+            written.
     """
     report = run / "report.html"
     page = _render(_gather(run, load_image, max_images))
@@ -58,7 +60,7 @@ def write_report(run: Path, *, load_image: Callable[[Path], np.ndarray], max_ima
     return report
 
 
-def _gather(run: Path, load_image: Callable[[Path], np.ndarray], max_images: int) -> dict[str, Any]:
+def _gather(run: Path, load_image: Callable[[str], np.ndarray], max_images: int) -> dict[str, Any]:
     """Everything the template shows."""
     annotations = _read_annotations(run)
     images = annotations["images"]
@@ -76,7 +78,7 @@ def _gather(run: Path, load_image: Callable[[Path], np.ndarray], max_images: int
         "stage": result.get("stage"),
         "facts": _facts(result, counts, len(failures)),
         "timing": _timing(result.get("stage_seconds") or {}),
-        "cards": [_card(run, image, instances_of[image["id"]], load_image) for image in chosen],
+        "cards": [_card(image, instances_of[image["id"]], load_image) for image in chosen],
         "images": len(images),
         "score_bars": _score_bars(scores),
         "count_bars": _count_bars(counts),
@@ -108,7 +110,7 @@ def _render(context: dict[str, Any]) -> str:
 
 
 def _card(
-    run: Path, image: dict[str, Any], instances: list[dict[str, Any]], load_image: Callable[[Path], np.ndarray]
+    image: dict[str, Any], instances: list[dict[str, Any]], load_image: Callable[[str], np.ndarray]
 ) -> dict[str, Any]:
     """One image as the page shows it; ``picture`` is a data URI, or ``None`` with the reason in ``problem``."""
     width, height = image["width"], image["height"]
@@ -116,7 +118,7 @@ def _card(
     size_wh = max(1, round(width * scale)), max(1, round(height * scale))
     picture, problem = None, None
     try:
-        pixels = load_image(_locate(run, image))
+        pixels = load_image(image.get("path") or image["file_name"])
         if pixels.shape[:2] == (height, width):
             picture = _data_uri(pixels, size_wh)
         else:
@@ -131,19 +133,12 @@ def _card(
         "picture": picture,
         "problem": problem,
         "data": {
-            "id": image["id"],
             "name": image["file_name"],
             "size": [width, height],
             "thumbnail": list(size_wh),
             "instances": [_instance(instance, width, height, size_wh) for instance in instances],
         },
     }
-
-
-def _locate(run: Path, image: dict[str, Any]) -> Path:
-    """Where the file is: a relative path counts from the run, else from the working directory."""
-    path = Path(image.get("path") or image["file_name"])
-    return run / path if (run / path).exists() else path
 
 
 def _data_uri(pixels: UInt8[np.ndarray, "H W 3"], size_wh: tuple[int, int]) -> str:
@@ -206,8 +201,9 @@ def _facts(result: dict[str, Any], counts: list[int], failures: int) -> list[tup
     ]
     if empty := counts.count(0):
         facts.append(("without objects", f"{empty:,}", f"{empty / images:.0%} of the images"))
-    if skipped := result.get("skipped"):
-        facts.append(("skipped", f"{skipped:,}", "done before"))
+    for key, remark in (("skipped", ""), ("resumed", "done before"), ("ignored", "not images")):
+        if number := result.get(key):
+            facts.append((key, f"{number:,}", remark))
     facts.append(("failed", f"{result.get('failed') or failures:,}", ""))
     if (seconds := result.get("seconds")) is not None:
         speed = result.get("images_per_s")
@@ -249,7 +245,7 @@ def _count_bars(counts: list[int]) -> list[dict[str, Any]]:
 
 
 def _bars(
-    values: list[float] | list[int], edges: Float[np.ndarray, "bars+1"], label: Callable[[float, float], str]
+    values: list[float] | list[int], edges: Float[np.ndarray, "edges"], label: Callable[[float, float], str]
 ) -> list[dict[str, Any]]:
     """Each bar with its half-open range, its name, its count and its share of the highest."""
     if not values:

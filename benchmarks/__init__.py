@@ -1,0 +1,1 @@
+"""Speed, memory and quality, measured and written to `results/`."""
