@@ -7,6 +7,7 @@ dependencies; one thread, the same kind of machine).
 """
 
 import argparse
+import os
 import resource
 import statistics
 import time
@@ -37,13 +38,20 @@ def main() -> None:
     peak_bytes = peak_growth(lambda: dense_crf_masks(next(iter(images.values())), mask[None]), device)
 
     rows = []
+    load = round(os.getloadavg()[0], 1)
     for threads in (1, 2):
         torch.set_num_threads(threads)
         for masks in (1, 3):
             stack = mask.expand(masks, -1, -1)
             times = [measure(image, stack, arguments.repeats) for image in images.values()]
             figures = {key: round(statistics.mean(t[key] for t in times), 1) for key in times[0]}
-            size = {"device": device.type, "image": f"{SIDE}x{SIDE}", "threads": threads, "masks": masks}
+            size = {
+                "device": device.type,
+                "image": f"{SIDE}x{SIDE}",
+                "threads": threads,
+                "masks": masks,
+                "load_before": load,
+            }
             rows.append({**size, **figures, "peak_mb": round(peak_bytes / 1e6)})
             print(", ".join(f"{key} {value}" for key, value in rows[-1].items()))
     print(f"peak memory of the first call: {peak_bytes / 1e6:.0f} MB")
@@ -68,17 +76,22 @@ def measure(image: torch.Tensor, masks: torch.Tensor, repeats: int) -> dict[str,
         "total_ms": lambda: dense_crf_masks(image, masks),
         "bilateral_ms": lambda: bilateral_solver_masks(image, masks),
     }
-    return {name: 1e3 * least_time_s(stage, image.device, repeats) for name, stage in stages.items()}
+    times = {name: 1e3 * least_time_s(stage, image.device, repeats) for name, stage in stages.items()}
+    # What other processes on the machine do lengthens the times above, but hardly this one.
+    cpu_s = least_time_s(stages["total_ms"], image.device, repeats, clock=time.process_time)
+    return {**times, "total_cpu_ms": 1e3 * cpu_s}
 
 
-def least_time_s(run: Callable[[], object], device: torch.device, repeats: int) -> float:
+def least_time_s(
+    run: Callable[[], object], device: torch.device, repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> float:
     times = []
     for _ in range(repeats + 1):  # the first warms up
-        start = time.perf_counter()
+        start = clock()
         run()
         if device.type == "cuda":
             torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
+        times.append(clock() - start)
     return min(times[1:])
 
 

@@ -33,7 +33,7 @@ def load(
             come from timm's repository on the Hugging Face hub, or from the cache of an earlier download.
         features: ``keys``, ``queries`` or ``values`` of the last block, before attention and not normed, the heads side
             by side; or ``tokens``, the patches after the last norm.
-        precision: ``fp32``, or ``bf16``: faster on a CPU that has bfloat16, with keys off by some 4e-3 of the largest
+        precision: ``fp32``, or ``bf16``: faster on a CPU that has bfloat16, with keys off by up to 7e-3 of the largest
             (``results/bench/backbones.csv``).
         device: Where the weights are put; images must be there too.
 
