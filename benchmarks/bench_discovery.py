@@ -1,7 +1,7 @@
 """How good the proposals are: CorLoc and class-agnostic AP/AR on the labelled photographs.
 
     python -m benchmarks.bench_discovery                       # every row of VARIANTS, writes results/discovery.csv
-    python -m benchmarks.bench_discovery maskcut-handcrafted   # one of them, printed
+    python -m benchmarks.bench_discovery maskcut "method=maskcut maskcut.tau=0.3"   # some, or settings: printed only
 
 CorLoc: the box of highest score has IoU >= 0.5 with any box of the image that is not crowd, difficult ones included;
 images without truth are left out; an image without a proposal counts as missed. AP and AR are COCO's, masks, one
@@ -34,16 +34,20 @@ from figureground.structures import Instances
 SETS = ("voc100", "coco128", "weizmann", "davis8")
 VARIANTS: dict[str, list[str]] = {
     "centred-box": [],
-    "maskcut-handcrafted": [],
-    "maskcut-handcrafted-coarse": ["refine.method=none"],
-    "maskcut-reference": ["preset=reference"],
-    "tokencut-handcrafted": ["method=tokencut"],
+    "background": [],
+    "background-coarse": ["refine.method=none"],
+    "background-reference": ["method=background", "preset=reference"],
+    "maskcut": ["method=maskcut"],
+    "maskcut-reference": ["method=maskcut", "preset=reference"],
+    "tokencut": ["method=tokencut"],
     "tokencut-reference": ["method=tokencut", "preset=reference"],
 }
 
 
 def main() -> None:
     chosen = sys.argv[1:] or list(VARIANTS)
+    for name in chosen:
+        VARIANTS.setdefault(name, name.split())
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name in SETS:

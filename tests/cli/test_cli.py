@@ -42,7 +42,8 @@ def test_exit_codes(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "--out is missing" in capsys.readouterr().err
     assert call("label", str(tmp_path / "nothing"), "--out", str(tmp_path / "x")) == 2
     assert not (tmp_path / "x").exists()
-    assert call("label", str(photos), "--out", str(tmp_path / "y"), "--set", "maskcut.tua=1") == 2
+    mistyped = ["--out", str(tmp_path / "y"), "--method", "maskcut", "--set", "maskcut.tua=1"]
+    assert call("label", str(photos), *mistyped) == 2
     assert "maskcut.tau" in capsys.readouterr().err
     assert call("label", "--nonesuch") == 2
     (tmp_path / "file").write_text("")
@@ -92,6 +93,7 @@ def test_the_flags_are_these() -> None:
                 "--settings",
             ]
         ),
+        "evaluate": ["--out", "--set", "--truth", "predictions"],
         "doctor": [],
     }
 

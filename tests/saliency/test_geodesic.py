@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from figureground.saliency.colour import lab_from_rgb, patch_lab
-from figureground.saliency.geodesic import geodesic_background, shortest_paths, step_costs
+from figureground.saliency.geodesic import geodesic_background, geodesic_distance, shortest_paths, step_costs
 from tests.reference import geodesic as reference
 
 
@@ -106,6 +106,17 @@ def test_wrong_arguments_are_named():
         geodesic_background(torch.zeros(1, 3, 0, 8))
     with pytest.raises(ValueError, match="min_contrast"):
         geodesic_background(torch.zeros(1, 3, 8, 8), min_contrast=0.0)
+
+
+def test_a_toll_at_the_bottom_keeps_a_figure_that_stands_on_it():
+    lab = patch_lab(disc(centre=(80, 64)), 8)
+    assert geodesic_distance(lab)[0, -1, 7] == 0
+    far = geodesic_distance(lab, bottom=100.0).max().item()
+    tolled = geodesic_distance(lab, bottom=0.5)[0]
+    assert tolled[-1, 7].item() == pytest.approx(0.5 * far, abs=0.01)
+    assert tolled[-1, 0] == 0
+    # The ground reaches the bottom from the sides for nothing.
+    assert tolled[:, :3].max() == 0
 
 
 @pytest.mark.cuda

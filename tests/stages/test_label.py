@@ -147,9 +147,9 @@ class TestResume:
         assert (result.images, result.resumed) == (7, 3)
 
     def test_another_configuration_is_an_error_that_lists_the_keys(self, photos: Path, tmp_path: Path) -> None:
-        run(quick(photos), tmp_path / "run")
+        run(quick(photos, "method=maskcut"), tmp_path / "run")
         with pytest.raises(ConfigError, match=r"maskcut\.tau: .* -> 0\.3") as caught:
-            run(quick(photos, "maskcut.tau=0.3"), tmp_path / "run")
+            run(quick(photos, "method=maskcut", "maskcut.tau=0.3"), tmp_path / "run")
         assert "size" not in caught.value.message
 
     def test_a_start_that_fails_leaves_the_folder_free(self, photos: Path, tmp_path: Path) -> None:
@@ -238,7 +238,7 @@ class TestFull:
 
 
 def test_configuration_from_a_run_with_another_method(photos: Path, tmp_path: Path) -> None:
-    run(quick(photos, "limit=1", "maskcut.tau=0.3"), tmp_path / "run")
+    run(quick(photos, "limit=1", "method=maskcut", "maskcut.tau=0.3"), tmp_path / "run")
     again = configure((), tmp_path / "run" / "config.json")
     assert again.maskcut is not None
     assert again.maskcut.tau == 0.3
@@ -249,12 +249,12 @@ def test_configuration_from_a_run_with_another_method(photos: Path, tmp_path: Pa
 
 
 def test_settings_of_another_method_are_refused() -> None:
-    with pytest.raises(ConfigError, match="the method is 'maskcut'"):
+    with pytest.raises(ConfigError, match="the method is 'background'"):
         configure(assignments=["tokencut.tau=0.1"])
     with pytest.raises(ConfigError, match="Did you mean 'maskcut'"):
         configure(method="maskut")
     with pytest.raises(ConfigError, match=r"'maskcut\.tua'"):
-        configure(assignments=["maskcut.tua=0.1"])
+        configure(assignments=["method=maskcut", "maskcut.tua=0.1"])
     with pytest.raises(ConfigError, match="cannot be read"):
         configure(config_file=Path("missing.json"))
 
@@ -263,7 +263,7 @@ def test_python_interface(tmp_path: Path) -> None:
     image = picture()
     image.save(tmp_path / "a.png")
     pixels = figureground.load_image(tmp_path / "a.png")
-    by_pixels = figureground.label(pixels, method="maskcut", backbone="handcrafted", size=96)
+    by_pixels = figureground.label(pixels, method="background", backbone="handcrafted", size=96)
     assert by_pixels.masks.shape[1:] == (64, 96)
     for other in (image, tmp_path / "a.png", str(tmp_path / "a.png")):
         assert torch.equal(figureground.label(other, size=96).masks, by_pixels.masks)

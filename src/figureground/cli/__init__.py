@@ -8,6 +8,7 @@ from rich.console import Console
 
 from figureground import __version__
 from figureground.cli.doctor import doctor
+from figureground.cli.evaluate import evaluate
 from figureground.cli.label import label
 from figureground.errors import FiguregroundError, UsageError
 
@@ -20,6 +21,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 app.command()(label)
+app.command()(evaluate)
 app.command()(doctor)
 
 

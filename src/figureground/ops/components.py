@@ -30,6 +30,18 @@ def component_at(masks: Bool[Tensor, "B H W"], seeds: Int[Tensor, "B"]) -> Bool[
     return (labels == at_seed) & masks
 
 
+def split_components(masks: Bool[Tensor, "B H W"], least: float = 1) -> tuple[Bool[Tensor, "M H W"], Int[Tensor, "M"]]:
+    """Every 4-connected component of at least ``least`` pixels as a mask of its own, and whose mask it came from."""
+    labels = label_components(masks)
+    highest = labels.flatten(1).amax(1)
+    # One numbering for all masks: those of mask b come after those of the masks before it.
+    numbered = torch.where(labels > 0, labels + (highest.cumsum(0) - highest)[:, None, None], 0)
+    areas = torch.bincount(numbered.flatten(), minlength=int(highest.sum()) + 1)[1:]
+    kept = (areas >= least).nonzero()[:, 0]
+    owners = torch.repeat_interleave(torch.arange(len(masks), device=masks.device), highest)[kept]
+    return numbered[owners] == (kept + 1)[:, None, None], owners
+
+
 def spread_labels(masks: Bool[Tensor, "B H W"]) -> Int[Tensor, "B H W"]:
     """The same numbering by tensor operations alone, for any device."""
     height, width = masks.shape[1:]

@@ -3,13 +3,25 @@
 from typing import Any
 
 from figureground.errors import UsageError
+from figureground.proposals.attention import Attention
+from figureground.proposals.background import Background
+from figureground.proposals.found import Found
+from figureground.proposals.freemask import FreeMask
 from figureground.proposals.interface import Method, nearest
+from figureground.proposals.kmeans import KMeans
+from figureground.proposals.lost import Lost
 from figureground.proposals.maskcut import MaskCut
 from figureground.proposals.tokencut import TokenCut
 
 METHODS: dict[str, type[Method]] = {
+    "background": Background,
+    "lost": Lost,
     "maskcut": MaskCut,
     "tokencut": TokenCut,
+    "found": Found,
+    "freemask": FreeMask,
+    "kmeans": KMeans,
+    "attention": Attention,
 }
 
 

@@ -19,11 +19,14 @@ class Method(ABC):
     Attributes:
         PRESETS: Named configurations; ``default`` and ``reference`` always exist.
         NEEDS_IMAGES: Whether ``propose`` cannot do without the pixels.
+        NEEDS_ATTENTION: Whether ``propose`` cannot do without ``features.cls_attention``; it then raises
+            :class:`~figureground.errors.UsageError`.
         config: The configuration in force.
     """
 
     PRESETS: ClassVar[Mapping[str, Any]]
     NEEDS_IMAGES: ClassVar[bool] = False
+    NEEDS_ATTENTION: ClassVar[bool] = False
 
     def __init__(self, config: Any) -> None:
         self.config = config

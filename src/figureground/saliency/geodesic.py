@@ -55,22 +55,43 @@ def geodesic_background(
     return 1 - distance / distance.amax(dim=(1, 2), keepdim=True).clamp(min=min_contrast)
 
 
+def geodesic_distance(channels: Float[Tensor, "B C h w"], bottom: float = 0.0) -> Float[Tensor, "B h w"]:
+    """Length of the shortest path from each patch to the border of the image, a step costing the change of channels.
+
+    Args:
+        channels: What a patch looks like, in Lab units.
+        bottom: What it costs to start at the bottom border, as a share of the largest distance to the other three:
+            photographed objects stand on the ground and often reach out of the picture there.
+
+    Returns:
+        In Lab units; 0 on the left, right and upper border.
+    """
+    right, down = step_costs(channels)
+    start = torch.full((len(channels), 1, *channels.shape[2:]), torch.inf, device=channels.device)
+    start[..., 0, :] = 0
+    start[..., [0, -1]] = 0
+    distance = shortest_paths(start, right, down)
+    toll = (bottom * distance.amax(dim=(1, 2, 3)) / _QUANTUM).round() * _QUANTUM
+    start[..., -1, :] = torch.minimum(start[..., -1, :], toll[:, None, None])
+    return shortest_paths(start, right, down)[:, 0]
+
+
 def step_costs(
-    lab: Float[Tensor, "B 3 h w"],
+    channels: Float[Tensor, "B C h w"],
 ) -> tuple[Float[Tensor, "B h w-1"], Float[Tensor, "B h-1 w"]]:
-    """Colour difference between neighbouring patches, zero where it is no more than usual within smooth regions.
+    """Difference between neighbouring patches, zero where it is no more than usual within smooth regions.
 
     "Usual" is the mean, over the patches of an image, of the difference to the most similar neighbour.
 
     Returns:
-        Cost of a step to the right and of a step down, in Lab units, multiples of 1 / 256.
+        Cost of a step to the right and of a step down, in the unit of the channels (Lab), multiples of 1 / 256.
 
     Reference:
         Wei et al., ECCV 2012, section 3.3, "weight clipping".
     """
-    right = (lab[..., 1:] - lab[..., :-1]).square().sum(dim=1).sqrt()
-    down = (lab[..., 1:, :] - lab[..., :-1, :]).square().sum(dim=1).sqrt()
-    nearest = lab.new_full((len(lab), *lab.shape[2:]), torch.inf)
+    right = (channels[..., 1:] - channels[..., :-1]).square().sum(dim=1).sqrt()
+    down = (channels[..., 1:, :] - channels[..., :-1, :]).square().sum(dim=1).sqrt()
+    nearest = channels.new_full((len(channels), *channels.shape[2:]), torch.inf)
     nearest[..., :-1] = torch.minimum(nearest[..., :-1], right)
     nearest[..., 1:] = torch.minimum(nearest[..., 1:], right)
     nearest[..., :-1, :] = torch.minimum(nearest[..., :-1, :], down)

@@ -19,6 +19,12 @@ from figureground.data.resize import fit_size, resize_image, to_tensor
 from figureground.errors import UsageError
 from figureground.ops.masks import masks_to_boxes, resize_masks
 from figureground.proposals import METHODS, create
+from figureground.proposals.attention import AttentionConfig
+from figureground.proposals.background import BackgroundConfig
+from figureground.proposals.found import FoundConfig
+from figureground.proposals.freemask import FreeMaskConfig
+from figureground.proposals.kmeans import KMeansConfig
+from figureground.proposals.lost import LostConfig
 from figureground.proposals.maskcut import MaskCutConfig
 from figureground.proposals.tokencut import TokenCutConfig
 from figureground.refine import RefineConfig, refine_masks
@@ -43,7 +49,10 @@ class BackboneConfig(Config):
 class LabellerConfig(Config):
     """From an image to instances."""
 
-    method: str = Field(default="maskcut", description="Discovery method.")
+    method: str = Field(
+        default="background",
+        description="Discovery method; unless it is set, `maskcut` where the backbone is learned, else `background`.",
+    )
     preset: str = Field(
         default="default", description="`default`: what measured best here; `reference`: the published code."
     )
@@ -55,8 +64,18 @@ class LabellerConfig(Config):
         description="Side in px of the square whose area an image is brought to (CutLER: 480).",
     )
     device: str = Field(default="cpu", description="cpu, cuda or cuda:N.")
+    background: BackgroundConfig | None = Field(
+        default=None, description="Settings of background, where it is the method."
+    )
     maskcut: MaskCutConfig | None = Field(default=None, description="Settings of maskcut, where it is the method.")
     tokencut: TokenCutConfig | None = Field(default=None, description="Settings of tokencut, where it is the method.")
+    attention: AttentionConfig | None = Field(
+        default=None, description="Settings of attention, where it is the method."
+    )
+    found: FoundConfig | None = Field(default=None, description="Settings of found, where it is the method.")
+    freemask: FreeMaskConfig | None = Field(default=None, description="Settings of freemask, where it is the method.")
+    kmeans: KMeansConfig | None = Field(default=None, description="Settings of kmeans, where it is the method.")
+    lost: LostConfig | None = Field(default=None, description="Settings of lost, where it is the method.")
     refine: RefineConfig = RefineConfig()
 
     @model_validator(mode="before")
@@ -64,7 +83,13 @@ class LabellerConfig(Config):
     def _resolve_method(cls, values: dict) -> dict:
         """Fill the chosen method's settings from its preset; settings of other methods would do nothing."""
         values = dict(values)
-        method = values.get("method", cls.model_fields["method"].default)
+        learned = _is_learned(values.get("backbone"))
+        if values.get("method") is None:
+            # MaskCut stands on learned features; without them the classical background prior is the better guess.
+            values["method"] = "maskcut" if learned else "background"
+        if values.get("size") is None:
+            values["size"] = 480 if learned else 368
+        method = values["method"]
         preset = values.get("preset", cls.model_fields["preset"].default)
         for other in METHODS.keys() - {method}:
             if values.get(other) is not None:
@@ -149,7 +174,7 @@ class Labeller:
 
 def label(
     image: str | os.PathLike[str] | Image.Image | UInt8[np.ndarray, "H W 3"],
-    method: str = "maskcut",
+    method: str | None = None,
     backbone: str = "handcrafted",
     **config: Any,
 ) -> Instances:
@@ -157,7 +182,7 @@ def label(
 
     Args:
         image: A path, a Pillow image, or RGB pixels.
-        method: Discovery method.
+        method: Discovery method; ``None`` takes ``maskcut`` where the backbone is learned, else ``background``.
         backbone: A backbone of the catalogue; ``handcrafted`` needs no weights.
         config: Further fields of :class:`LabellerConfig`.
 
@@ -187,6 +212,12 @@ def label(
     keep = masks.flatten(1).any(1)
     masks = masks[keep]
     return Instances(masks, masks_to_boxes(masks), found.scores[keep], found.labels[keep])
+
+
+def _is_learned(backbone: Any) -> bool:
+    given = backbone.model_dump() if isinstance(backbone, BackboneConfig) else backbone or {}
+    row = backbones.CATALOGUE.get(given.get("name", BackboneConfig().name))
+    return row is None or row.learned
 
 
 def _check_device(name: str) -> None:
