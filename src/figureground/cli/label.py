@@ -43,7 +43,11 @@ def label(
         Path | None, typer.Option(help="Folder of the run; give the same one to go on after a stop.")
     ] = None,
     method: Annotated[
-        str | None, typer.Option(help="How objects are found: maskcut or tokencut. [default: maskcut]")
+        str | None,
+        typer.Option(
+            help="How objects are found; --settings names the methods. [default: maskcut with a learned backbone, else "
+            "background]"
+        ),
     ] = None,
     backbone: Annotated[
         str | None, typer.Option(help="What patches are compared by; see `figureground doctor`. [default: handcrafted]")

@@ -81,13 +81,13 @@ def _to_rgb(image: Image.Image, enough: Callable[[Size], Size] | None) -> tuple[
         wanted = enough(size)
         image.draft(None, wanted if turned else (wanted[1], wanted[0]))
     image.load()
-    image = ImageOps.exif_transpose(image)
+    ImageOps.exif_transpose(image, in_place=True)
     if image.mode in _WIDE_GREY:
         return _stretch(np.asarray(image)), size
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, (255, 255, 255, 255)), rgba)
-    return np.array(image.convert("RGB")), size
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB")), size
 
 
 def _stretch(grey: np.ndarray) -> np.ndarray:

@@ -31,8 +31,14 @@ def resize_masks(masks: Bool[Tensor, "M h w"], size: tuple[int, int]) -> Bool[Te
 
     Downscaling is antialiased, so that a thin object shrinks evenly instead of vanishing by luck of the grid.
     """
-    if tuple(masks.shape[1:]) == tuple(size) or masks.shape[0] == 0:
-        return masks.new_zeros((0, *size)) if masks.shape[0] == 0 else masks
+    if tuple(masks.shape[1:]) == tuple(size):
+        return masks
+    if masks.shape[0] == 0:
+        return masks.new_zeros((0, *size))
+    if masks.device.type == "cpu":
+        # In bytes: a mask of a hundred million pixels then takes a hundred megabytes, not four hundred.
+        grey = functional.interpolate(masks[:, None].byte() * 255, size=size, mode="bilinear", antialias=True)
+        return grey[:, 0] >= 128
     soft = functional.interpolate(masks[:, None].float(), size=size, mode="bilinear", antialias=True)
     return soft[:, 0] >= 0.5
 

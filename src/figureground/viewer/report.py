@@ -32,6 +32,17 @@ BARS = 20
 """Most bars in a histogram."""
 
 
+def thumbnail_size(size: tuple[int, int]) -> tuple[int, int]:
+    """Size of an image on the page, from its ``(height, width)``: never larger, never nothing.
+
+    Example:
+        >>> thumbnail_size((1000, 2000))
+        (240, 480)
+    """
+    scale = min(1.0, THUMBNAIL_SIDE / max(size))
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
 def write_report(run: Path, *, load_image: Callable[[str], np.ndarray], max_images: int = 200) -> Path:
     """Write ``report.html`` from what a run directory holds.
 
@@ -42,8 +53,9 @@ def write_report(run: Path, *, load_image: Callable[[str], np.ndarray], max_imag
         run: A directory with ``annotations.json`` and, where they exist, ``result.json``, ``environment.json``,
             ``config.json`` and ``failures.jsonl``.
         load_image: Reads one image as uint8 RGB of shape (H, W, 3), EXIF orientation applied, given its ``path`` in the
-            annotations, or its ``file_name`` where they have no path. An image for which it raises FiguregroundError,
-            OSError or ValueError becomes a card that says so.
+            annotations, or its ``file_name`` where they have no path; at full size, or at a half, a quarter or an
+            eighth of it. An image for which it raises FiguregroundError, OSError or ValueError becomes a card that
+            says so.
         max_images: Images on the page; of a longer run, as many spread evenly over it.
 
     Returns:
@@ -114,12 +126,13 @@ def _card(
 ) -> dict[str, Any]:
     """One image as the page shows it; ``picture`` is a data URI, or ``None`` with the reason in ``problem``."""
     width, height = image["width"], image["height"]
-    scale = min(1.0, THUMBNAIL_SIDE / max(width, height))
-    size_wh = max(1, round(width * scale)), max(1, round(height * scale))
+    rows, columns = thumbnail_size((height, width))
+    size_wh = columns, rows
     picture, problem = None, None
     try:
         pixels = load_image(image.get("path") or image["file_name"])
-        if pixels.shape[:2] == (height, width):
+        # A JPEG may come decoded at a half, a quarter or an eighth.
+        if pixels.shape[:2] in [(-(-height // scale), -(-width // scale)) for scale in (1, 2, 4, 8)]:
             picture = _data_uri(pixels, size_wh)
         else:
             problem = (

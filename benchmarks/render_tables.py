@@ -1,0 +1,81 @@
+"""Render the tables of README.md from `results/`.
+
+    python -m benchmarks.render_tables           # rewrites README.md
+"""
+
+import csv
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def main() -> None:
+    readme = ROOT / "README.md"
+    readme.write_text(render(readme.read_text("utf-8")), "utf-8")
+
+
+def render(text: str) -> str:
+    """Replace what stands between ``<!-- table: NAME -->`` and ``<!-- /table -->``."""
+    for name, table in (("discovery", discovery), ("solver", solver), ("label", label)):
+        pattern = rf"(<!-- table: {name} -->\n).*?(<!-- /table -->)"
+        block = table()
+        text = re.sub(pattern, lambda match, block=block: f"{match[1]}{block}\n{match[2]}", text, flags=re.DOTALL)
+    return text
+
+
+def discovery() -> str:
+    rows = _read("discovery")
+    head = ["method", "CorLoc voc100", "CorLoc coco128", "mask AP50 / AR10 coco128", "IoU weizmann", "IoU davis8", "ms"]
+    lines = []
+    for row in rows:
+        lines.append(
+            [
+                row["variant"],
+                *(f"{row[f'{name}_corloc']} [{row[f'{name}_corloc_95']}]" for name in ("voc100", "coco128")),
+                f"{row['coco128_ap50']} / {row['coco128_ar10']}",
+                *(f"{row[f'{name}_iou']} [{row[f'{name}_iou_95']}]" for name in ("weizmann", "davis8")),
+                row["coco128_ms"],
+            ]
+        )
+    return _table(head, lines, rows)
+
+
+def solver() -> str:
+    rows = _read("bench/solver")
+    head = ["patches", "threads", "what", "published, ms", "ours, ms", "times faster"]
+    lines = []
+    for row in rows:
+        if row["method"] in ("scipy eigh f64", "published procedure"):
+            published = row["ms"]
+        elif row["method"] != "maskcut reference":
+            what = {"solve": "one solve"}.get(row["what"], "MaskCut's cuts, N = 3")
+            lines.append([row["nodes"], row["threads"], what, published, row["ms"], row["ratio"]])
+    return _table(head, lines, rows)
+
+
+def label() -> str:
+    rows = _read("bench/label")
+    head = ["method", "threads", "images/s", "decode", "features", "propose", "refine", "write (ms an image)"]
+    lines = [
+        [row["method"], row["threads"], row["images_per_s"]]
+        + [row[f"{part}_ms"] for part in ("decode", "features", "propose", "refine", "write")]
+        for row in rows
+    ]
+    return _table(head, lines, rows)
+
+
+def _read(name: str) -> list[dict[str, str]]:
+    with open(ROOT / "results" / f"{name}.csv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _table(head: Sequence[str], lines: Iterable[Sequence[str]], rows: list[dict[str, str]]) -> str:
+    body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    source = f"{rows[0]['hardware']}; torch {rows[0]['torch']}; commit {rows[0]['commit']}; {rows[0]['date']}."
+    return f"| {' | '.join(head)} |\n|{' --- |' * len(head)}\n{body}\n\n{source}"
+
+
+if __name__ == "__main__":
+    main()
