@@ -66,9 +66,9 @@ def test_a_share_of_the_cluster_makes_the_mask() -> None:
 def test_several_backbones_vote_on_the_map_of_the_first() -> None:
     coarse, _, truth = scene()
     fine = PatchFeatures(coarse.values.repeat_interleave(2, 1).repeat_interleave(2, 2), 4, coarse.image_size)
-    [together] = VoteCut(VoteCut.PRESETS["default"]).propose_all([coarse, fine])
+    [together] = VoteCut(VoteCut.PRESETS["reference"]).propose_all([coarse, fine])
     assert mask_iou(together.masks[:1], truth).item() > 0.9
-    [finer] = VoteCut(VoteCut.PRESETS["default"]).propose_all([fine, coarse])
+    [finer] = VoteCut(VoteCut.PRESETS["reference"]).propose_all([fine, coarse])
     assert finer.masks.shape[1:] == (28, 40)
     with pytest.raises(ValueError, match="At least one backbone"):
-        VoteCut(VoteCut.PRESETS["default"]).propose_all([])
+        VoteCut(VoteCut.PRESETS["reference"]).propose_all([])

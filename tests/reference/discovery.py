@@ -65,3 +65,24 @@ def matrix_nms(masks: np.ndarray, scores: list[float], sigma: float) -> list[flo
             decay = min(decay, math.exp(-sigma * iou(i, j) ** 2) / math.exp(-sigma * worst**2))
         lowered.append(score * decay)
     return lowered
+
+
+def agglomerate(values: np.ndarray, threshold: float) -> np.ndarray:
+    """Regions (numbered by their first patch) once no two neighbours are as alike as ``threshold``."""
+    h, w, width = values.shape
+    unit = values.reshape(h * w, width).astype(np.float64)
+    unit = unit / np.linalg.norm(unit, axis=1, keepdims=True)
+    owner = np.arange(h * w).reshape(h, w)
+
+    def cosine(a: int, b: int) -> float:
+        left, right = unit[owner.ravel() == a].mean(0), unit[owner.ravel() == b].mean(0)
+        return float(left @ right / (np.linalg.norm(left) * np.linalg.norm(right)))
+
+    while True:
+        across = {(min(a, b), max(a, b)) for a, b in zip(owner[:, :-1].flat, owner[:, 1:].flat, strict=True) if a != b}
+        down = {(min(a, b), max(a, b)) for a, b in zip(owner[:-1].flat, owner[1:].flat, strict=True) if a != b}
+        alike = {pair: cosine(*pair) for pair in across | down}
+        best = max(alike, key=lambda pair: alike[pair], default=None)
+        if best is None or alike[best] < threshold:
+            return owner
+        owner[owner == best[1]] = best[0]

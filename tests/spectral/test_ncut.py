@@ -163,3 +163,12 @@ def test_accelerator_agrees() -> None:
     affinity = random_affinity(300, 2)
     there = fiedler_vector(affinity.cuda()).cpu()
     assert torch.cosine_similarity(there, fiedler_vector(affinity), dim=0) > 0.99999
+
+
+def test_a_multiple_eigenvalue_is_found_as_often_as_it_is_there() -> None:
+    # Seven equal parts that the floor joins: six eigenvectors with one and the same small eigenvalue.
+    parts = torch.block_diag(*[torch.ones(12, 12)] * 7).clamp(min=1e-5)
+    values, vectors = smallest_eigenvectors(parts, 6)
+    expected, _ = reference.eigenpairs(parts.numpy(), 6)
+    np.testing.assert_allclose(values, expected, atol=1e-5)
+    assert torch.linalg.matrix_rank(vectors, atol=1e-3) == 6

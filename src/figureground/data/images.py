@@ -73,10 +73,26 @@ def decode(
         raise ImageError(f"The image is damaged or cut short ({detail}).") from None
 
 
-def _to_rgb(image: Image.Image, enough: Callable[[Size], Size] | None) -> tuple[np.ndarray, Size]:
+def read_size(path: str | os.PathLike[str]) -> Size | None:
+    """``(height, width)`` after the EXIF orientation, from the head of the file; ``None`` where there is no telling."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as image:
+                return _size(image)[0]
+    except Exception:  # what is wrong with the file is said when it is decoded
+        return None
+
+
+def _size(image: Image.Image) -> tuple[Size, bool]:
+    """The size once turned, and whether turning swaps the sides."""
     width, height = image.size
     turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-    size = (width, height) if turned else (height, width)
+    return ((width, height) if turned else (height, width)), turned
+
+
+def _to_rgb(image: Image.Image, enough: Callable[[Size], Size] | None) -> tuple[np.ndarray, Size]:
+    size, turned = _size(image)
     if enough is not None and image.format == "JPEG":
         wanted = enough(size)
         image.draft(None, wanted if turned else (wanted[1], wanted[0]))

@@ -139,7 +139,7 @@ def read_predictions(path: Path, truth: AnnotationSet) -> AnnotationSet:
     if isinstance(content, dict):
         images = _read_images(content, path)
         annotations = _read_annotations(_entries(content, "annotations", path), path, images)
-        matched = _match(tuple(images.values()), path, truth)
+        matched = match_images(tuple(images.values()), path, truth)
     elif isinstance(content, list):
         matched = {image.id: image for image in truth.images}
         annotations = _read_annotations(content, path, matched, whose=f" of {truth.path}")
@@ -219,7 +219,7 @@ def _strangers(entries: list[Any], images: dict[int, AnnotatedImage]) -> int:
 def _read_annotation(
     entry: dict[str, Any], number: int, image: AnnotatedImage, where: str, is_truth: bool
 ) -> Annotation:
-    mask = _read_mask(entry.get("segmentation"), image, f"{where}: `segmentation`")
+    mask = read_mask(entry.get("segmentation"), image, f"{where}: `segmentation`")
     if entry.get("bbox") is not None:
         bbox = _read_box(entry["bbox"], image, f"{where}: `bbox`")
     elif mask is not None:
@@ -268,7 +268,7 @@ def _overhang(xs: Sequence[float], ys: Sequence[float], image: AnnotatedImage) -
     return max(-min(xs), -min(ys), max(xs) - image.width, max(ys) - image.height)
 
 
-def _read_mask(segmentation: Any, image: AnnotatedImage, where: str) -> RLE | None:
+def read_mask(segmentation: Any, image: AnnotatedImage, where: str) -> RLE | None:
     if segmentation is None or segmentation == []:
         return None
     encoded: Any
@@ -323,8 +323,20 @@ def _runs(counts: str) -> np.ndarray | None:
     return values
 
 
-def _match(images: Sequence[AnnotatedImage], path: Path, truth: AnnotationSet) -> dict[int, AnnotatedImage]:
-    """The image of the truth for each image id of another file; those without one are left out."""
+def match_images(images: Sequence[AnnotatedImage], path: Path, truth: AnnotationSet) -> dict[int, AnnotatedImage]:
+    """Find the image of the truth for each image of another file, as :func:`read_predictions` does.
+
+    Args:
+        images: Of the other file, or folder.
+        path: Where they are from, for the error.
+        truth: What they shall be matched with.
+
+    Returns:
+        The image of the truth by the id of the other; those without one are left out.
+
+    Raises:
+        UsageError: If none of them has one, or the sizes of two that match differ.
+    """
     by_id = {image.id: image for image in truth.images}
     if all(image.id in by_id and _agree(image, by_id[image.id]) for image in images):
         return {image.id: by_id[image.id] for image in images}

@@ -71,11 +71,10 @@ class ProMerge(Method):
     Reference:
         Li et al., ECCV 2024, section 3. Deviates in both presets: masks go through each pass in a fixed order (area,
         then prompt; the published code iterates over sets), features may have any width, and prompts lie in the middle
-        of their cells. ``default`` prompts more densely, drops specks and takes the nearest patch to the average rim for
-        background where the vote finds none.
+        of their cells; the dense CRF comes after (``refine``). ``default`` drops specks.
     """
 
-    PRESETS: ClassVar = {"default": ProMergeConfig(stride=2, min_area=0.01), "reference": ProMergeConfig()}
+    PRESETS: ClassVar = {"default": ProMergeConfig(min_area=0.01), "reference": ProMergeConfig()}
 
     config: ProMergeConfig
 
@@ -123,13 +122,12 @@ class ProMerge(Method):
         kept = []
         for mask in sorted(parts, key=_area):
             new = mask & ~covered
-            inside = int((new & background).sum())
-            if inside >= self.config.max_background * max(int(new.sum()), 1) and bool(new.any()):
-                continue
-            if float(_mean(unit, mask) @ ground) >= self.config.max_likeness:
-                continue
-            kept.append(mask)
-            covered = covered | mask
+            # A mask that adds nothing overlaps the background with nothing.
+            overlap = int((new & background).sum()) / max(_area(new), 1)
+            likeness = float(_mean(unit, mask) @ ground)
+            if overlap < self.config.max_background and likeness < self.config.max_likeness:
+                kept.append(mask)
+                covered = covered | mask
         return kept
 
     def _merged(self, masks: list[Bool[Tensor, "h w"]], unit: Tensor) -> list[Bool[Tensor, "h w"]]:

@@ -63,12 +63,12 @@ class VoteCut(Method):
         Arica et al., CVPR 2024, section 3.1. Six backbones vote in the paper: give their features to
         :meth:`propose_all`. Deviates in both presets: vectors are those of the generalised problem (the published code
         leaves out D^-1/2), K-means of one dimension is solved exactly instead of from random starts, and masks meet on
-        the first backbone's map instead of on 60 x 60. In ``default``, for a single backbone, several thresholds and
-        vectors vote in the place of backbones, and objects may reach into two image corners.
+        the first backbone's map instead of on 60 x 60. In ``default``, for a single backbone, several thresholds vote
+        in the place of backbones, and objects may reach into two image corners.
     """
 
     PRESETS: ClassVar = {
-        "default": VoteCutConfig(taus=(0.0, 0.15, 0.3), eigenvectors=3, corners=3),
+        "default": VoteCutConfig(taus=(0.0, 0.15, 0.3), corners=3),
         "reference": VoteCutConfig(),
     }
 

@@ -10,6 +10,8 @@ from torch import Tensor
 
 _CHECK_EVERY = 5
 _MAX_STEPS = 300
+# Steps after a breakdown in which a further copy of an eigenvalue has come up if there is one.
+_SETTLE = 20
 # Residual of an eigenpair, relative to the largest eigenvalue (which is 1), at which the iteration stops.
 _TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
 
@@ -122,6 +124,7 @@ def _lanczos(weights: Tensor, scale: Tensor, trivial: Tensor, mask: Tensor, coun
     basis[1] = _orthogonal_unit(_first_vector(trivial, noise[0], mask), basis[:1])
     diagonal = torch.zeros(steps, dtype=torch.float64)
     below = torch.zeros(steps, dtype=torch.float64)
+    broken_at = -_SETTLE
     for step in range(steps):
         vector = basis[step + 1]
         image = scale * (weights @ (scale * vector))
@@ -130,17 +133,17 @@ def _lanczos(weights: Tensor, scale: Tensor, trivial: Tensor, mask: Tensor, coun
         norm = float(torch.linalg.vector_norm(image))
         last = step + 1 == steps
         broken = norm < tiny
-        if broken or last or (step >= count and step % _CHECK_EVERY == _CHECK_EVERY - 1):
+        if (broken and count == 1) or last or (step >= count and step % _CHECK_EVERY == _CHECK_EVERY - 1):
             theta, rotation = torch.linalg.eigh(_tridiagonal(diagonal[: step + 1], below[:step]))
             top = slice(step + 1 - count, step + 1)
             residual = norm * rotation[-1, top].abs().max() if step + 1 >= count else torch.inf
-            # After a breakdown further copies of an eigenvalue can hide outside the subspace: go on for several.
-            done = residual < _TOLERANCE[weights.dtype] and not (broken and count > 1)
-            if last or done:
+            # After a breakdown further copies of an eigenvalue can hide outside the subspace: give them time to show.
+            settled = count == 1 or step - broken_at >= _SETTLE
+            if last or (settled and residual < _TOLERANCE[weights.dtype]):
                 chosen = rotation[:, top].flip(1).T.to(basis)
                 return theta[top].flip(0).to(basis), chosen @ basis[1 : step + 2]
         if broken:
-            norm = 0.0
+            norm, broken_at = 0.0, step
             image = _orthogonal_unit(noise[1 + step % 2].roll(step) * mask, basis[: step + 2])
             basis[step + 2] = image
         else:
