@@ -1,6 +1,6 @@
 """Render the tables of README.md from `results/`.
 
-    python -m benchmarks.render_tables           # rewrites README.md
+python -m benchmarks.render_tables           # rewrites README.md
 """
 
 import csv

@@ -94,6 +94,9 @@ def test_the_flags_are_these() -> None:
             ]
         ),
         "evaluate": ["--out", "--set", "--truth", "predictions"],
+        "compare": ["--backbone", "--device", "--limit", "--methods", "--out", "--set", "--truth", "images"],
+        "found-head": ["--backbone", "--device", "--limit", "--out", "--set", "images"],
+        "truth": ["--limit", "--out", "name", "root"],
         "doctor": [],
     }
 

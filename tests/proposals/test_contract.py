@@ -10,8 +10,24 @@ from figureground.ops.masks import mask_iou, masks_to_boxes
 from figureground.proposals import METHODS, create
 from figureground.structures import PatchFeatures
 
-EVERY = [(name, preset) for name, method in METHODS.items() for preset in method.PRESETS]
-every = pytest.mark.parametrize(("name", "preset"), EVERY, ids=["-".join(pair) for pair in EVERY])
+
+def _every(baselines: bool = True) -> pytest.MarkDecorator:
+    """A test of every method and preset, those skipped that lack something here."""
+    cases = []
+    for name, method in METHODS.items():
+        marks = []
+        try:
+            method.check_here(with_attention=True)
+        except UsageError as error:
+            marks.append(pytest.mark.skip(reason=error.message))
+        if method.BASELINE and not baselines:
+            marks.append(pytest.mark.skip(reason=f"{name} is a baseline: it is not expected to find anything"))
+        cases += [pytest.param(name, preset, marks=marks, id=f"{name}-{preset}") for preset in method.PRESETS]
+    return pytest.mark.parametrize(("name", "preset"), cases)
+
+
+every = _every()
+every_but_baselines = _every(baselines=False)
 
 
 def scene(
@@ -51,7 +67,7 @@ def fitted(name: str, features: PatchFeatures) -> PatchFeatures:
     return replace(features, cls_attention=attention[:, None].expand(-1, 6, -1))
 
 
-@every
+@every_but_baselines
 def test_one_square_is_found(name: str, preset: str) -> None:
     features, pixels, truth = scene()
     for images in (pixels,) if METHODS[name].NEEDS_IMAGES else (pixels, None):
@@ -110,7 +126,7 @@ def test_not_a_number_is_refused(name: str, preset: str) -> None:
         create(name, preset).propose(PatchFeatures(values, 8, (48, 72)))
 
 
-@every
+@every_but_baselines
 def test_half_precision_features(name: str, preset: str) -> None:
     features, pixels, truth = scene()
     half = PatchFeatures(features.values.bfloat16(), 8, features.image_size)

@@ -7,9 +7,12 @@ import typer
 from rich.console import Console
 
 from figureground import __version__
+from figureground.cli.compare import compare
 from figureground.cli.doctor import doctor
 from figureground.cli.evaluate import evaluate
+from figureground.cli.found import found_head
 from figureground.cli.label import label
+from figureground.cli.truth import truth
 from figureground.errors import FiguregroundError, UsageError
 
 app = typer.Typer(
@@ -22,6 +25,9 @@ app = typer.Typer(
 )
 app.command()(label)
 app.command()(evaluate)
+app.command()(compare)
+app.command("found-head")(found_head)
+app.command()(truth)
 app.command()(doctor)
 
 

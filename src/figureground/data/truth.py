@@ -269,6 +269,11 @@ def _overhang(xs: Sequence[float], ys: Sequence[float], image: AnnotatedImage) -
 
 
 def read_mask(segmentation: Any, image: AnnotatedImage, where: str) -> RLE | None:
+    """Polygons or run lengths as a run-length mask of the image's size; ``None`` where there is no segmentation.
+
+    Raises:
+        UsageError: If it is neither, is damaged, or leaves the image; named by ``where``.
+    """
     if segmentation is None or segmentation == []:
         return None
     encoded: Any

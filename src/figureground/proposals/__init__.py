@@ -1,17 +1,22 @@
-"""Patch features to instances: one paper per file."""
+"""Patch features to instances: one paper per file, and the baselines that every paper should be compared with."""
 
 from typing import Any
 
 from figureground.errors import UsageError
 from figureground.proposals.attention import Attention
 from figureground.proposals.background import Background
+from figureground.proposals.baselines import CentredBox, WholeImage
 from figureground.proposals.found import Found
 from figureground.proposals.freemask import FreeMask
+from figureground.proposals.hac import HAC
 from figureground.proposals.interface import Method, nearest
 from figureground.proposals.kmeans import KMeans
 from figureground.proposals.lost import Lost
 from figureground.proposals.maskcut import MaskCut
+from figureground.proposals.promerge import ProMerge
+from figureground.proposals.selective_search import SelectiveSearch
 from figureground.proposals.tokencut import TokenCut
+from figureground.proposals.votecut import VoteCut
 
 METHODS: dict[str, type[Method]] = {
     "background": Background,
@@ -22,6 +27,12 @@ METHODS: dict[str, type[Method]] = {
     "freemask": FreeMask,
     "kmeans": KMeans,
     "attention": Attention,
+    "votecut": VoteCut,
+    "promerge": ProMerge,
+    "hac": HAC,
+    "centred_box": CentredBox,
+    "whole_image": WholeImage,
+    "selective_search": SelectiveSearch,
 }
 
 

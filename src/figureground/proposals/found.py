@@ -1,19 +1,22 @@
-"""FOUND, without its trained head: find the background from one seed patch; objects are what is left.
+"""FOUND: find the background from one seed patch; objects are what is left, or what a head has learned from that.
 
 Siméoni, Sekkat, Puy, Vobecky, Zablocki, Pérez: Unsupervised object localization: observing the background to discover
 objects. CVPR 2023. Written from the paper.
 """
 
+import os
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Float
-from pydantic import Field
+from jaxtyping import Bool, Float
+from pydantic import Field, field_validator
 from torch import Tensor
 from torch.nn import functional
 
 from figureground.config import Config
+from figureground.errors import WeightsError
 from figureground.ops.components import label_components
+from figureground.proposals.found_head import FeatureKind, load_head
 from figureground.proposals.interface import Method, to_instances
 from figureground.structures import Instances, PatchFeatures
 
@@ -21,6 +24,11 @@ from figureground.structures import Instances, PatchFeatures
 class FoundConfig(Config):
     """How FOUND tells the background, and what it returns."""
 
+    head: str | None = Field(
+        default=None,
+        description="head.safetensors of `figureground found-head`: a learned head tells objects, and threshold and "
+        "weight_heads do nothing. None: the untrained method.",
+    )
     threshold: float = Field(
         default=0.3, ge=-1, le=1, description="Cosine to the seed above which a patch is background (paper: 0.3)."
     )
@@ -36,43 +44,79 @@ class FoundConfig(Config):
         default=0.0, ge=0, lt=1, description="Components up to this share of the patches are dropped (paper: 0)."
     )
 
+    @field_validator("head")
+    @classmethod
+    def _absolute(cls, head: str | None) -> str | None:
+        # A run can then be gone on with from any folder.
+        return head if head is None else os.path.abspath(os.path.expanduser(head))
+
 
 class Found(Method):
-    """The components of what does not resemble the patch that is attended to least.
+    """The components of what does not resemble the patch that is attended to least, or of what a head finds.
 
-    A component's score is how far its patches are from the background on average, (1 - cosine to the seed) / 2, times
-    its share of all that is returned: a large component is a surer object than a speck as unlike the background.
+    A component's score is how much of an object its patches are on average, times its share of all that is returned: a
+    large component is a surer object than a speck as unlike the background. How much of an object a patch is: how far
+    it is from the background, (1 - cosine to the seed) / 2; with a head, the head's probability.
+
+    Args:
+        config: The configuration in force.
+
+    Raises:
+        WeightsError: If the head cannot be read; from ``propose``, if the features are of another shape than its own.
 
     Reference:
-        Siméoni et al., CVPR 2023, section 3.1. Deviates in both presets: components are instances of their own, with
-        scores; of several patches attended to equally little the first in reading order is the seed. Without CLS
-        attention (a backbone without that token) the seed is instead the patch whose background would cover most
-        of the image's rim: objects are mostly inside, and no patch is more of a background than that.
-        ``default`` also drops specks.
+        Siméoni et al., CVPR 2023, section 3.1, and 3.2 for the head. Deviates in both presets: components are instances
+        of their own, with scores; of several patches attended to equally little the first in reading order is the seed.
+        Without CLS attention (a backbone without that token) the seed is instead the patch whose background would cover
+        most of the image's rim: objects are mostly inside, and no patch is more of a background than that. ``default``
+        also drops specks. With a head, patches are told apart (probability above 0.5) before the map is brought to the
+        size of the image, not after.
     """
 
     PRESETS: ClassVar = {"default": FoundConfig(min_area=0.01), "reference": FoundConfig()}
 
     config: FoundConfig
 
+    def __init__(self, config: FoundConfig) -> None:
+        super().__init__(config)
+        self.head = None if config.head is None else load_head(config.head)
+
+    def check_backbone(self, name: str, features: str, patch_size: int, width: int) -> None:
+        """See :class:`figureground.proposals.interface.Method`."""
+        if self.head is not None:
+            self.head.check(FeatureKind(name, features, patch_size, width))
+
     def propose(self, features: PatchFeatures, images: Float[Tensor, "B 3 H W"] | None = None) -> list[Instances]:
         """See :class:`figureground.proposals.interface.Method`; the pixels are not looked at."""
+        if self.head is not None:
+            kind = self.head.kind
+            if (features.patch_size, features.values.shape[-1]) != (kind.patch_size, kind.width):
+                raise WeightsError(
+                    f"The head of found reads features of width {kind.width} and patches of {kind.patch_size} px; "
+                    f"these are of width {features.values.shape[-1]} and {features.patch_size} px.",
+                    f"It was learned on {kind.features} of {kind.backbone}.",
+                )
+            logits = self.head(features.values)
+            return [self._components(*pair) for pair in zip(logits > 0, logits.sigmoid(), strict=True)]
         attentions = [None] * len(features.values) if features.cls_attention is None else features.cls_attention
         return [
-            self._propose_one(values, attention) for values, attention in zip(features.values, attentions, strict=True)
+            self._untrained(values, attention) for values, attention in zip(features.values, attentions, strict=True)
         ]
 
-    def _propose_one(self, values: Float[Tensor, "h w D"], attention: Float[Tensor, "heads N"] | None) -> Instances:
+    def _untrained(self, values: Float[Tensor, "h w D"], attention: Float[Tensor, "heads N"] | None) -> Instances:
         similarity = background_similarity(values, attention, self.config.threshold, self.config.weight_heads)
-        labels = label_components((similarity <= self.config.threshold)[None])[0]
+        return self._components(similarity <= self.config.threshold, (1 - similarity) / 2)
+
+    def _components(self, foreground: Bool[Tensor, "h w"], objectness: Float[Tensor, "h w"]) -> Instances:
+        labels = label_components(foreground[None])[0]
         areas = labels.flatten().bincount()[1:]
         numbers = torch.nonzero(areas > self.config.min_area * labels.numel()).flatten() + 1
         if self.config.instances == "single" and len(numbers):
             numbers = numbers[areas[numbers - 1].argmax()][None]
         masks = [labels == number for number in numbers]
         total = max(sum(int(mask.sum()) for mask in masks), 1)
-        scores = [float(((1 - similarity[mask]) / 2).sum()) / total for mask in masks]
-        return to_instances(masks, scores, similarity)
+        scores = [float(objectness[mask].sum()) / total for mask in masks]
+        return to_instances(masks, scores, objectness)
 
 
 def background_similarity(

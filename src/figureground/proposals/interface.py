@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from figureground.errors import UsageError
 from figureground.ops.masks import masks_to_boxes
 from figureground.structures import Instances, PatchFeatures
 
@@ -21,15 +22,46 @@ class Method(ABC):
         NEEDS_IMAGES: Whether ``propose`` cannot do without the pixels.
         NEEDS_ATTENTION: Whether ``propose`` cannot do without ``features.cls_attention``; it then raises
             :class:`~figureground.errors.UsageError`.
+        BASELINE: Whether it is a yardstick that knows nothing of objects: its boxes stay as they are, unrefined.
         config: The configuration in force.
     """
 
     PRESETS: ClassVar[Mapping[str, Any]]
     NEEDS_IMAGES: ClassVar[bool] = False
     NEEDS_ATTENTION: ClassVar[bool] = False
+    BASELINE: ClassVar[bool] = False
 
     def __init__(self, config: Any) -> None:
         self.config = config
+
+    @classmethod
+    def check_here(cls, *, with_attention: bool) -> None:
+        """Refuse before the first image what cannot run here.
+
+        Args:
+            with_attention: Whether the features come with CLS attention.
+
+        Raises:
+            UsageError: If the method cannot work here; it says what is missing.
+        """
+        if cls.NEEDS_ATTENTION and not with_attention:
+            raise UsageError(
+                f"{cls.__name__} needs a backbone with a CLS token.",
+                "Choose a vision transformer, as --backbone dino_vits16.",
+            )
+
+    def check_backbone(self, name: str, features: str, patch_size: int, width: int) -> None:  # noqa: B027 (may stay so)
+        """Refuse a backbone that the method cannot work with; only one with weights of its own does.
+
+        Args:
+            name: Of the backbone, in the catalogue.
+            features: Which of its features.
+            patch_size: Side of a patch, in pixels.
+            width: Length of a feature vector.
+
+        Raises:
+            WeightsError: If the method's weights were learned on other features.
+        """
 
     @abstractmethod
     def propose(self, features: PatchFeatures, images: Float[Tensor, "B 3 H W"] | None = None) -> list[Instances]:

@@ -3,13 +3,14 @@
 import functools
 
 import torch
-from jaxtyping import Float32, UInt8
+from jaxtyping import Bool, Float32, UInt8
 from pydantic import Field
 from torch import Tensor
 
 from figureground.config import Config
 from figureground.refine.inputs import Image, Mask, Masks, image_and_masks
 from figureground.refine.permutohedral import PermutohedralLattice
+from figureground.refine.sparse import arranged
 
 
 class DenseCRFConfig(Config):
@@ -71,19 +72,35 @@ def dense_crf_masks(image: Image, masks: Masks, config: DenseCRFConfig = CUTLER)
         Potts messages of both labels are one filtering of ``q_1 - q_0 = tanh(logit / 2)``.
     """
     image, masks = image_and_masks(image, masks)
-    height, width = image.shape[:2]
-    kernels = [
-        (config.gaussian_compat, _smoothness_kernel(height, width, config.gaussian_sxy, image.device)),
-        (config.bilateral_compat, _appearance_kernel(image, config)),
-    ]
-    unary = masks.flatten(1).float() * 2 - 1  # log(0.73 / 0.27) is exactly 1
-    logits = unary
-    for _ in range(config.iterations):
-        difference = torch.tanh(logits / 2)
+    return DenseCRF(image, config)(masks)
+
+
+class DenseCRF:
+    """The CRF of one image: its lattices are built once, for masks that come one after the other.
+
+    Args:
+        image: RGB.
+        config: The constants.
+    """
+
+    def __init__(self, image: UInt8[Tensor, "H W 3"], config: DenseCRFConfig = CUTLER) -> None:
+        height, width = image.shape[:2]
+        self._iterations = config.iterations
+        self._kernels = [
+            (config.gaussian_compat, _smoothness_kernel(height, width, config.gaussian_sxy, image.device)),
+            (config.bilateral_compat, _appearance_kernel(image, config)),
+        ]
+
+    def __call__(self, masks: Bool[Tensor, "M H W"]) -> Float32[Tensor, "M H W"]:
+        """See :func:`dense_crf_masks`."""
+        unary = arranged(masks.flatten(1)).float() * 2 - 1  # log(0.73 / 0.27) is exactly 1
         logits = unary
-        for compat, kernel in kernels:
-            logits = logits.add(kernel(difference), alpha=compat)
-    return torch.sigmoid(logits).view(masks.shape)
+        for _ in range(self._iterations):
+            difference = torch.tanh(logits / 2)
+            logits = unary
+            for compat, kernel in self._kernels:
+                logits = logits.add(kernel(difference), alpha=compat)
+        return torch.sigmoid(logits).view(masks.shape)
 
 
 class _NormalisedKernel:

@@ -2,13 +2,13 @@
 
 from typing import Literal
 
-from jaxtyping import Bool
+from jaxtyping import Bool, UInt8
 from pydantic import Field
 from torch import Tensor
 
 from figureground.config import Config
 from figureground.refine.bilateral import BilateralSolverConfig, bilateral_solver_masks
-from figureground.refine.dense_crf import DenseCRFConfig, dense_crf_masks
+from figureground.refine.dense_crf import DenseCRF, DenseCRFConfig
 from figureground.refine.inputs import Image, Masks, image_and_masks
 from figureground.refine.morphology import fill_holes
 
@@ -58,14 +58,32 @@ def refine_masks(
         and a dropped mask is reported as such, not negated.
     """
     image, masks = image_and_masks(image, masks)
-    if config.method == "dense_crf":
-        refined = dense_crf_masks(image, masks, config.crf) > 0.5
-    elif config.method == "bilateral":
-        refined = bilateral_solver_masks(image, masks, config.bilateral) > 0.5
-    else:
-        refined = masks
-    if config.fill_holes:
-        refined = fill_holes(refined)
-    intersection, union = (refined & masks).sum((1, 2)), (refined | masks).sum((1, 2))
-    accepted = (intersection >= config.min_iou * union) & refined.any(2).any(1)
-    return refined, accepted
+    return Refiner(image, config)(masks)
+
+
+class Refiner:
+    """Refines masks of one image as they come; what depends on the image alone is computed once.
+
+    Args:
+        image: RGB.
+        config: Method, constants and acceptance.
+    """
+
+    def __init__(self, image: UInt8[Tensor, "H W 3"], config: RefineConfig = CUTLER) -> None:
+        self._image, self._config = image, config
+        self._crf = DenseCRF(image, config.crf) if config.method == "dense_crf" else None
+
+    def __call__(self, masks: Bool[Tensor, "M H W"]) -> tuple[Bool[Tensor, "M H W"], Bool[Tensor, " M"]]:
+        """See :func:`refine_masks`."""
+        config = self._config
+        if self._crf is not None:
+            refined = self._crf(masks) > 0.5
+        elif config.method == "bilateral":
+            refined = bilateral_solver_masks(self._image, masks, config.bilateral) > 0.5
+        else:
+            refined = masks
+        if config.fill_holes:
+            refined = fill_holes(refined)
+        intersection, union = (refined & masks).sum((1, 2)), (refined | masks).sum((1, 2))
+        accepted = (intersection >= config.min_iou * union) & refined.any(2).any(1)
+        return refined, accepted

@@ -7,16 +7,24 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 import torch
-from jaxtyping import Float, Int32
+from jaxtyping import Float, Int32, Shaped
 from torch import Tensor
+
+# Vectors from which on it pays to have their entries, and not themselves, one after the other in memory.
+_SIDE_BY_SIDE = 4
+
+
+def arranged(vectors: Shaped[Tensor, "K C"]) -> Shaped[Tensor, "K C"]:
+    """The same vectors in the order in memory that makes products with them fastest."""
+    return vectors.contiguous() if len(vectors) < _SIDE_BY_SIDE else vectors.T.contiguous().T
 
 
 @dataclass(frozen=True)
 class SparseMatrix:
     """Compressed sparse rows, ``R`` by ``C``; repeated columns within a row add up.
 
-    On the CPU a product is SciPy's, vector by vector (measured 2 to 3 times faster than torch's sparse CSR on one
-    thread); elsewhere it is ``embedding_bag``, which sums each row in one thread, so that the result is deterministic.
+    On the CPU a product is SciPy's (measured 2 to 3 times faster than torch's sparse CSR on one thread); elsewhere it
+    is ``embedding_bag``, which sums each row in one thread, so that the result is deterministic.
 
     Args:
         starts: Where each row begins in ``columns`` and ``values``, and their length.
@@ -68,8 +76,11 @@ class SparseMatrix:
 
 
 def _by_scipy(matrix: Any, vectors: Tensor) -> Tensor:
+    if len(vectors) >= _SIDE_BY_SIDE:
+        # All vectors share one reading of the indices; the result keeps the order in memory for the next product.
+        return torch.from_numpy(matrix @ arranged(vectors).T.numpy()).T
     products = np.empty((len(vectors), matrix.shape[0]), dtype=matrix.dtype)
-    for product, vector in zip(products, vectors.numpy(), strict=True):
+    for product, vector in zip(products, arranged(vectors).numpy(), strict=True):
         product[:] = matrix @ vector
     return torch.from_numpy(products)
 

@@ -3,27 +3,25 @@
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pydantic import Field, field_validator
 
-from figureground.config import build, differences, merge, parse_assignments
+from figureground.config import build, merge, parse_assignments
 from figureground.data.coco import ImageAnnotations, annotate, write_coco
-from figureground.data.images import decode, load_image
+from figureground.data.images import decode
 from figureground.data.listing import ImageList, list_images
 from figureground.errors import ConfigError, ImageError
 from figureground.runners import Runner, run_serial
-from figureground.stages.environment import describe
 from figureground.stages.labeller import Labeller, LabellerConfig
 from figureground.stages.result import Progress, StageResult
+from figureground.stages.sharding import Record, Sweep, describe_run, opened
 from figureground.storage import jsonlines
-from figureground.storage.atomic import make_folder, write_json
-from figureground.storage.lock import exclusive
-from figureground.storage.shards import Shard, fingerprint
-from figureground.viewer import write_report
+from figureground.storage.atomic import write_json
+from figureground.viewer import thumbnail_size, write_report
 
 # What may differ when a run goes on: where it computes, and how much of the list it covers.
 _FREE = ("device", "limit")
@@ -41,12 +39,6 @@ class LabelConfig(LabellerConfig):
     def _absolute(cls, images: tuple[str, ...]) -> tuple[str, ...]:
         # A run can then be gone on with from any folder.
         return tuple(os.path.abspath(os.path.expanduser(path)) for path in images)
-
-
-@dataclass(frozen=True, slots=True)
-class _Task:
-    shard: Shard
-    names: tuple[str, ...]
 
 
 def configure(
@@ -108,119 +100,19 @@ def run(
     """
     start = time.perf_counter()
     images = list_images(config.images, exclude=out)
-    names = images.names[: config.limit]
-    make_folder(out / "shards")
-    with exclusive(out):
-        _check_config(config, out / "config.json")
+    with opened(out, config, _FREE):
         labeller = Labeller(config)
-        write_json(out / "config.json", config.model_dump(mode="json"))
-        write_json(out / "environment.json", describe(config.device))
-        tasks = _cut_shards(images, names, config.shard_size, out / "shards")
-        counter = _Counter(len(names), progress)
-        todo = [task for task in tasks if not counter.resume(task)]
-        jsonlines.append(
-            out / "log.jsonl", {"event": "start", "time": time.time(), "images": len(names), "resumed": counter.done}
-        )
-        counter.report()
+        describe_run(out, config, config.device)
+        sweep = Sweep(out, images, images.names[: config.limit], config.shard_size)
 
-        def work(task: _Task) -> dict[str, Any]:
-            return _label_shard(labeller, images, task, counter)
+        def examine(path: Path, name: str) -> Record:
+            found = _label_image(labeller, path, name)
+            return {**found, "instances": len(found["annotations"])}
 
-        for summary in runner(work, todo):
-            jsonlines.append(out / "log.jsonl", {"event": "shard", "time": time.time(), **summary})
-        result = _finish(config, images, tasks, out, counter, start)
-        jsonlines.append(out / "log.jsonl", {"event": "end", "time": time.time(), "seconds": result.seconds})
+        sweep.run(examine, labeller.seconds, runner, progress)
+        result = _finish(config, images, sweep, out, start)
+        sweep.log("end", seconds=result.seconds)
     return result
-
-
-def _check_config(config: LabelConfig, path: Path) -> None:
-    if not path.exists():
-        return
-    try:
-        before = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{path} is damaged: {error}.", "Choose another --out.") from None
-    old, new = (
-        {key: value for key, value in tree.items() if key not in _FREE}
-        for tree in (before, config.model_dump(mode="json"))
-    )
-    changed = differences(old, new)
-    if changed:
-        raise ConfigError(
-            f"{path.parent} holds a run with another configuration:\n  " + "\n  ".join(changed),
-            "Choose another --out, or give the same settings to go on with it.",
-        )
-
-
-def _cut_shards(images: ImageList, names: tuple[str, ...], size: int, folder: Path) -> list[_Task]:
-    tasks = []
-    for index, first in enumerate(range(0, len(names), size)):
-        part = names[first : first + size]
-        # The size of a file stands for its content: a photograph that was mended since is looked at again.
-        inputs = [f"{name}\n{_size_bytes(images.path(name))}" for name in part]
-        tasks.append(_Task(Shard(folder, index, fingerprint(inputs)), part))
-    return tasks
-
-
-def _size_bytes(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
-
-
-class _Counter:
-    """Counts images and speaks of progress."""
-
-    def __init__(self, total: int, progress: Callable[[Progress], None]) -> None:
-        self.total, self.progress = total, progress
-        self.done = self.fresh = self.instances = self.failed = 0
-
-    def resume(self, task: _Task) -> bool:
-        """Count a shard that is done; one with failures is to be made again."""
-        summary = task.shard.summary()
-        if summary is None or summary["failed"]:
-            return False
-        self.done += summary["images"]
-        self.instances += summary["instances"]
-        return True
-
-    def add(self, instances: int, failed: bool) -> None:
-        """Count one image."""
-        self.done += 1
-        self.fresh += 1
-        self.instances += instances
-        self.failed += failed
-        self.report()
-
-    def report(self) -> None:
-        """Speak."""
-        self.progress(Progress(self.done, self.total, self.fresh, self.instances, self.failed))
-
-
-def _label_shard(labeller: Labeller, images: ImageList, task: _Task, counter: _Counter) -> dict[str, Any]:
-    labeller.seconds = {}
-    records: list[dict[str, Any]] = []
-    instances = failed = 0
-    for name in task.names:
-        try:
-            record: dict[str, Any] = dict(_label_image(labeller, images.path(name), name))
-        except ImageError as error:
-            record = {"file_name": name, "error": error.message}
-        records.append(record)
-        found = len(record.get("annotations", ()))
-        instances += found
-        failed += "error" in record
-        counter.add(found, "error" in record)
-    summary = {
-        "shard": task.shard.index,
-        "images": len(task.names),
-        "instances": instances,
-        "failed": failed,
-        "stage_seconds": {part: round(seconds, 4) for part, seconds in labeller.seconds.items()},
-    }
-    task.shard.write(records, summary)
-    return summary
 
 
 def _label_image(labeller: Labeller, path: Path, name: str) -> ImageAnnotations:
@@ -234,25 +126,14 @@ def _label_image(labeller: Labeller, path: Path, name: str) -> ImageAnnotations:
         return annotate(name, size, instances)
 
 
-def _finish(
-    config: LabelConfig, images: ImageList, tasks: list[_Task], out: Path, counter: _Counter, start: float
-) -> StageResult:
-    def records() -> Iterator[dict[str, Any]]:
-        for task in tasks:
-            yield from task.shard.read()
-
-    def labelled() -> Iterator[Any]:
-        return (record for record in records() if "error" not in record)
-
+def _finish(config: LabelConfig, images: ImageList, sweep: Sweep, out: Path, start: float) -> StageResult:
     image_count, instance_count = write_coco(
-        out / "annotations.json", labelled, f"figureground label, {config.method} on {config.backbone.name}"
+        out / "annotations.json",
+        lambda: (cast(ImageAnnotations, record) for record in sweep.records()),
+        f"figureground label, {config.method} on {config.backbone.name}",
     )
-    failures = [{"path": record["file_name"], "error": record["error"]} for record in records() if "error" in record]
+    failures = sweep.failures()
     jsonlines.write(out / "failures.jsonl", failures)
-    stage_seconds: dict[str, float] = {}
-    for task in tasks:
-        for part, seconds in (task.shard.summary() or {}).get("stage_seconds", {}).items():
-            stage_seconds[part] = round(stage_seconds.get(part, 0.0) + seconds, 4)
     seconds = time.perf_counter() - start
     result = StageResult(
         out=out,
@@ -261,12 +142,12 @@ def _finish(
         instances=instance_count,
         failed=len(failures),
         ignored=images.ignored,
-        resumed=counter.total - counter.fresh,
+        resumed=sweep.total - sweep.fresh,
         seconds=round(seconds, 3),
-        stage_seconds=stage_seconds,
+        stage_seconds=sweep.stage_seconds(),
     )
     facts = {key: value for key, value in asdict(result).items() if key not in ("out", "report")}
-    rate = round(counter.fresh / seconds, 3) if counter.fresh else None
+    rate = round(sweep.fresh / seconds, 3) if sweep.fresh else None
     write_json(out / "result.json", {"stage": "label", **facts, "images_per_s": rate, "image_root": str(images.root)})
-    write_report(out, load_image=lambda name: load_image(images.path(name)))
+    write_report(out, load_image=lambda name: decode(images.path(name), enough=thumbnail_size)[0])
     return result

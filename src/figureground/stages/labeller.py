@@ -4,11 +4,12 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image
 from pydantic import Field, model_validator
 
@@ -21,14 +22,19 @@ from figureground.ops.masks import masks_to_boxes, resize_masks
 from figureground.proposals import METHODS, create
 from figureground.proposals.attention import AttentionConfig
 from figureground.proposals.background import BackgroundConfig
+from figureground.proposals.baselines import CentredBoxConfig, WholeImageConfig
 from figureground.proposals.found import FoundConfig
 from figureground.proposals.freemask import FreeMaskConfig
+from figureground.proposals.hac import HACConfig
 from figureground.proposals.kmeans import KMeansConfig
 from figureground.proposals.lost import LostConfig
 from figureground.proposals.maskcut import MaskCutConfig
+from figureground.proposals.promerge import ProMergeConfig
+from figureground.proposals.selective_search import SelectiveSearchConfig
 from figureground.proposals.tokencut import TokenCutConfig
-from figureground.refine import RefineConfig, refine_masks
-from figureground.structures import Instances
+from figureground.proposals.votecut import VoteCutConfig
+from figureground.refine import RefineConfig, Refiner
+from figureground.structures import Instances, PatchFeatures
 
 
 class BackboneConfig(Config):
@@ -76,6 +82,18 @@ class LabellerConfig(Config):
     freemask: FreeMaskConfig | None = Field(default=None, description="Settings of freemask, where it is the method.")
     kmeans: KMeansConfig | None = Field(default=None, description="Settings of kmeans, where it is the method.")
     lost: LostConfig | None = Field(default=None, description="Settings of lost, where it is the method.")
+    hac: HACConfig | None = Field(default=None, description="Settings of hac, where it is the method.")
+    promerge: ProMergeConfig | None = Field(default=None, description="Settings of promerge, where it is the method.")
+    votecut: VoteCutConfig | None = Field(default=None, description="Settings of votecut, where it is the method.")
+    centred_box: CentredBoxConfig | None = Field(
+        default=None, description="Settings of centred_box, where it is the method."
+    )
+    whole_image: WholeImageConfig | None = Field(
+        default=None, description="Settings of whole_image, where it is the method."
+    )
+    selective_search: SelectiveSearchConfig | None = Field(
+        default=None, description="Settings of selective_search, where it is the method."
+    )
     refine: RefineConfig = RefineConfig()
 
     @model_validator(mode="before")
@@ -83,7 +101,7 @@ class LabellerConfig(Config):
     def _resolve_method(cls, values: dict) -> dict:
         """Fill the chosen method's settings from its preset; settings of other methods would do nothing."""
         values = dict(values)
-        learned = _is_learned(values.get("backbone"))
+        learned = is_learned(values.get("backbone"))
         if values.get("method") is None:
             # MaskCut stands on learned features; without them the classical background prior is the better guess.
             values["method"] = "maskcut" if learned else "background"
@@ -103,36 +121,55 @@ class LabellerConfig(Config):
         return values
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class View:
+    """One image as every method sees it.
+
+    Attributes:
+        images: RGB in [0, 1] at the working size, a batch of one.
+        features: Of its patches.
+        refiner: Draws coarse masks to the edges of the image; ``None`` where only baselines look.
+    """
+
+    images: Float[torch.Tensor, "1 3 H W"]
+    features: PatchFeatures
+    refiner: Refiner | None
+
+
 class Labeller:
     """Finds the objects of one image after another.
 
     Args:
         config: What to use.
+        backbone: Of another labeller with the same settings, to share it; none: a new one.
 
     Raises:
         UsageError: If a name does not exist or the device is not there.
-        WeightsError: If the backbone's weights cannot be had.
+        WeightsError: If the weights of the backbone cannot be had, or those of the method do not fit it.
     """
 
-    def __init__(self, config: LabellerConfig) -> None:
+    def __init__(self, config: LabellerConfig, backbone: torch.nn.Module | None = None) -> None:
         self.config = config
-        _check_device(config.device)
+        check_device(config.device)
         choice = config.backbone
-        self.backbone: Any = backbones.load(
-            choice.name,
-            weights=choice.weights,
-            features=choice.features,
-            precision=choice.precision,
-            device=config.device,
-        )
+        METHODS[config.method].check_here(with_attention=backbones.find(choice.name).heads > 0)
+        if backbone is None:
+            backbone = backbones.load(
+                choice.name,
+                weights=choice.weights,
+                features=choice.features,
+                precision=choice.precision,
+                device=config.device,
+            )
+        self.backbone: Any = backbone
         self.method = create(config.method, config.preset, **getattr(config, config.method).model_dump())
+        self.method.check_backbone(choice.name, choice.features, self.backbone.patch_size, self.backbone.width)
         self.seconds: dict[str, float] = {}
 
     def fitted_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """The size at which an image of ``size`` is looked at, in whole patches."""
         return fit_size(size, self.config.size, self.backbone.patch_size)
 
-    @torch.inference_mode()
     def __call__(self, pixels: UInt8[np.ndarray, "H W 3"], size: tuple[int, int]) -> Instances:
         """Find the objects of an image.
 
@@ -143,22 +180,35 @@ class Labeller:
         Returns:
             Instances at the working size (:meth:`fitted_size`), surest first.
         """
+        return self.find(self.look(pixels, size))
+
+    @torch.inference_mode()
+    def look(self, pixels: UInt8[np.ndarray, "H W 3"], size: tuple[int, int]) -> View:
+        """The part of the work that does not depend on the method; arguments as of a call."""
         with self.timed("decode"):
             fitted = resize_image(pixels, self.fitted_size(size))
             images = to_tensor(fitted, self.config.device)
         with self.timed("features"):
             features = self.backbone(images)
-        with self.timed("propose"):
-            [found] = self.method.propose(features, images)
         with self.timed("refine"):
-            return self._refine(torch.from_numpy(fitted.copy()).to(images.device), found)
+            refiner = None
+            if not self.method.BASELINE:
+                refiner = Refiner(torch.from_numpy(fitted.copy()).to(images.device), self.config.refine)
+        return View(images, features, refiner)
 
-    def _refine(self, pixels: torch.Tensor, found: Instances) -> Instances:
-        coarse = resize_masks(found.masks, (pixels.shape[0], pixels.shape[1]))
-        masks, accepted = refine_masks(pixels, coarse, self.config.refine)
-        keep = accepted & masks.flatten(1).any(1)
-        masks = masks[keep]
-        return Instances(masks, masks_to_boxes(masks), found.scores[keep], found.labels[keep])
+    @torch.inference_mode()
+    def find(self, view: View) -> Instances:
+        """The part that does: the instances in the view of a labeller with the same backbone, size and refinement."""
+        with self.timed("propose"):
+            [found] = self.method.propose(view.features, view.images)
+        with self.timed("refine"):
+            masks = resize_masks(found.masks, (view.images.shape[2], view.images.shape[3]))
+            keep = masks.flatten(1).any(1)
+            if view.refiner is not None and not self.method.BASELINE:
+                masks, accepted = view.refiner(masks)
+                keep = accepted & masks.flatten(1).any(1)
+            masks = masks[keep]
+            return Instances(masks, masks_to_boxes(masks), found.scores[keep], found.labels[keep])
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
@@ -214,13 +264,15 @@ def label(
     return Instances(masks, masks_to_boxes(masks), found.scores[keep], found.labels[keep])
 
 
-def _is_learned(backbone: Any) -> bool:
+def is_learned(backbone: Any) -> bool:
+    """Whether a backbone, as a configuration gives it (none: the default), has weights; an unknown one is taken so."""
     given = backbone.model_dump() if isinstance(backbone, BackboneConfig) else backbone or {}
     row = backbones.CATALOGUE.get(given.get("name", BackboneConfig().name))
     return row is None or row.learned
 
 
-def _check_device(name: str) -> None:
+def check_device(name: str) -> None:
+    """Raise :class:`UsageError` if there is no such device here."""
     try:
         device = torch.device(name)
     except RuntimeError:

@@ -1,5 +1,7 @@
 """A run directory in, a page out."""
 
-from figureground.viewer.report import thumbnail_size, write_report
+from figureground.viewer.comparison import write_comparison
+from figureground.viewer.pictures import thumbnail_size
+from figureground.viewer.report import write_report
 
-__all__ = ["thumbnail_size", "write_report"]
+__all__ = ["thumbnail_size", "write_comparison", "write_report"]

@@ -28,8 +28,7 @@ from figureground.data.datasets.source import (
 )
 
 # The one careful reader of COCO's masks; `read_truth` uses it too.
-from figureground.data.truth import AnnotatedImage
-from figureground.data.truth import read_mask
+from figureground.data.truth import AnnotatedImage, read_mask
 from figureground.errors import ImageError, UsageError
 
 Entry = dict[str, Any]

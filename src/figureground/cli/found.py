@@ -1,0 +1,89 @@
+"""`figureground found-head`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+# Below this share of patches a head finds nothing; above the rest of it, everything.
+_LEAST = 0.01
+
+if TYPE_CHECKING:
+    from figureground.stages.found_head import FoundHeadResult
+
+
+def found_head(
+    images: Annotated[
+        list[str] | None, typer.Argument(help="Photographs and folders of photographs, recursively.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run; give the same one to go on after a stop.")
+    ] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="What patches are compared by; see `figureground doctor`. [default: handcrafted]")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N. [default: cpu]")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first images of the sorted list.")] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="steps, batch_size, rate, seed, backbone.weights, crop.side, loss.threshold ...; repeatable.",
+        ),
+    ] = None,
+) -> None:
+    """Learn the head of FOUND from photographs, without labels, for `label --method found`.
+
+    Example: `figureground found-head photos/ --out runs/head`, then
+    `figureground label photos/ --out runs/photos --method found --set found.head=runs/head/head.safetensors`.
+    Can be stopped at any time and run again.
+    """
+    from figureground.cli.progress import training_bar
+    from figureground.errors import UsageError
+    from figureground.stages import found_head as stage
+
+    if out is None:
+        raise UsageError(
+            "--out is missing: where shall the head go?", "Example: figureground found-head photos/ --out runs/head"
+        )
+    config = stage.configure(
+        images or (),
+        assignments or (),
+        device=device,
+        limit=limit,
+        backbone={"name": backbone} if backbone is not None else None,
+    )
+    try:
+        with training_bar("Learning") as progress:
+            result = stage.run(config, out, progress)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("Stopped. Run the same command again to go on from here.")
+        raise typer.Exit(130) from None
+    _report(result, config.backbone.name)
+    raise typer.Exit(3 if result.failed else 0)
+
+
+def _report(result: "FoundHeadResult", backbone: str) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    losses = ", ".join(f"{name} {value:.4f}" for name, value in result.losses.items())
+    console.print(f"{result.steps} steps on {result.images} images, {result.seconds:.1f} s. Losses: {losses}.")
+    if result.skipped:
+        console.print(f"{result.skipped} steps were skipped: the loss or its gradient was not finite.")
+    if result.failed:
+        console.print(
+            f"{result.failed} images could not be used; each is named in {escape(str(result.out))}/failures.jsonl."
+        )
+    if result.ignored:
+        console.print(f"{result.ignored} other files were passed over.")
+    if not _LEAST < result.foreground < 1 - _LEAST:
+        console.print(
+            f"The head takes {result.foreground:.1%} of the patches for objects: it has learned nothing of use.\n"
+            "Taught by the background alone it cannot run away so: --set loss.refined_weight=0 "
+            "--set loss.background_steps=500; or use another backbone or seed."
+        )
+    head = escape(str(result.head))
+    console.print(f"Head: {head}")
+    console.print(f"Use:  figureground label ... --backbone {backbone} --method found --set found.head={head}")

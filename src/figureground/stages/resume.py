@@ -1,0 +1,37 @@
+"""Going on with a run: only with the configuration it was started with."""
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+
+from figureground.config import Config, differences
+from figureground.errors import ConfigError
+
+
+def check_config(config: Config, path: Path, free: Collection[str]) -> None:
+    """Compare a configuration with that of the run that is there already, if one is.
+
+    Args:
+        config: Of this start.
+        path: ``config.json`` of the run.
+        free: Top-level keys that may differ.
+
+    Raises:
+        ConfigError: If another key differs, each one listed, or the file is damaged.
+    """
+    if not path.exists():
+        return
+    try:
+        before = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path} is damaged: {error}.", "Choose another --out.") from None
+    old, new = (
+        {key: value for key, value in tree.items() if key not in free}
+        for tree in (before, config.model_dump(mode="json"))
+    )
+    changed = differences(old, new)
+    if changed:
+        raise ConfigError(
+            f"{path.parent} holds a run with another configuration:\n  " + "\n  ".join(changed),
+            "Choose another --out, or give the same settings to go on with it.",
+        )

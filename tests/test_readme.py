@@ -1,0 +1,17 @@
+import re
+from pathlib import Path
+
+from benchmarks.render_tables import render
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_tables_are_those_of_the_results() -> None:
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert render(text) == text, "run `python -m benchmarks.render_tables`"
+
+
+def test_files_that_are_named_exist() -> None:
+    text = (ROOT / "README.md").read_text("utf-8")
+    for name in re.findall(r"`((?:src/figureground/|docs/)[\w/]+\.\w+)`", text):
+        assert (ROOT / name).exists(), name
