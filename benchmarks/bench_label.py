@@ -25,7 +25,7 @@ def main() -> None:
                 archive.extractall(folder, filter="data")
         for threads in ("1", "2"):
             environment = {**os.environ, "OMP_NUM_THREADS": threads}
-            for method in ("maskcut", "tokencut"):
+            for method in ("background", "maskcut", "tokencut"):
                 out = Path(name) / f"{method}-{threads}"
                 command = [sys.executable, "-m", "figureground", "label", str(folder), "--out", str(out)]
                 command += ["--method", method, "--limit", str(LIMIT)]

@@ -18,28 +18,38 @@ def main() -> None:
 
 def render(text: str) -> str:
     """Replace what stands between ``<!-- table: NAME -->`` and ``<!-- /table -->``."""
-    for name, table in (("discovery", discovery), ("solver", solver), ("label", label)):
+    for name, table in (("methods", methods), ("solver", solver), ("label", label)):
         pattern = rf"(<!-- table: {name} -->\n).*?(<!-- /table -->)"
         block = table()
         text = re.sub(pattern, lambda match, block=block: f"{match[1]}{block}\n{match[2]}", text, flags=re.DOTALL)
     return text
 
 
-def discovery() -> str:
-    rows = _read("discovery")
-    head = ["method", "CorLoc voc100", "CorLoc coco128", "mask AP50 / AR10 coco128", "IoU weizmann", "IoU davis8", "ms"]
-    lines = []
+def methods() -> str:
+    rows = _read("methods")
+    by_method: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
     for row in rows:
+        by_method.setdefault((row["refine"], row["method"]), {})[row["set"]] = row
+    head = ["method", "CorLoc voc100", "CorLoc coco128", "mask AP50 / AR10 coco128", "IoU weizmann", "IoU davis8", "ms"]
+    ranked = sorted(by_method.items(), key=lambda item: -float(item[1]["voc100"]["corloc"]))
+    lines = []
+    for (refine, method), sets in ranked:
+        coco = sets["coco128"]
         lines.append(
             [
-                row["variant"],
-                *(f"{row[f'{name}_corloc']} [{row[f'{name}_corloc_95']}]" for name in ("voc100", "coco128")),
-                f"{row['coco128_ap50']} / {row['coco128_ar10']}",
-                *(f"{row[f'{name}_iou']} [{row[f'{name}_iou_95']}]" for name in ("weizmann", "davis8")),
-                row["coco128_ms"],
+                method if refine == "none" else f"**{method} + dense CRF** (what `label` does)",
+                *(_interval(sets[name], "corloc") for name in ("voc100", "coco128")),
+                f"{float(coco['mask_ap50']):.1f} / {float(coco['mask_ar10']):.1f}",
+                *(_interval(sets[name], "iou") for name in ("weizmann", "davis8")),
+                f"{float(coco['ms_total']):.0f}",
             ]
         )
     return _table(head, lines, rows)
+
+
+def _interval(row: dict[str, str], key: str) -> str:
+    value, low, high = (float(row[name]) for name in (key, f"{key}_low", f"{key}_high"))
+    return f"{value:.1f} [{low:.0f}, {high:.0f}]"
 
 
 def solver() -> str:

@@ -23,7 +23,7 @@ from tests.data.odd_images import USABLE, picture, write_all
 from tests.evaluation.scenes import describe
 
 METHODS = ("background", "maskcut", "maskcut:reference", "centred_box")
-QUICK = ["size=64", "shard_size=2", "resamples=20"]
+QUICK = ["size=64", "shard_size=2", "resamples=20", "refine.method=dense_crf"]
 
 
 @pytest.fixture(scope="module")
@@ -351,3 +351,7 @@ def test_command_line(photos: Path, truth: Path, tmp_path: Path, capsys: pytest.
     assert "No methods are named" in capsys.readouterr().err
     assert call("compare", str(photos)) == 2
     assert "--out is missing" in capsys.readouterr().err
+
+
+def test_by_default_methods_are_compared_by_what_they_find_themselves(photos: Path) -> None:
+    assert configure([str(photos)]).refine.method == "none"

@@ -47,8 +47,8 @@ def compare(
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="Any setting, e.g. maskcut.tau=0.2, or refine.method=none to compare what the methods alone find; "
-            "repeatable.",
+            help="Any setting, e.g. maskcut.tau=0.2, or refine.method=dense_crf to compare finished masks, as `label` "
+            "gives them; repeatable.",
         ),
     ] = None,
 ) -> None:

@@ -57,7 +57,9 @@ class CompareConfig(Config):
         default=480, ge=16, le=4096, description="Side in px of the square whose area an image is brought to."
     )
     refine: RefineConfig = Field(
-        default=RefineConfig(), description="How the masks of every method are refined; those of baselines are not."
+        default=RefineConfig(method="none"),
+        description="How the masks of every method but the baselines are refined; by default not at all, since methods "
+        "are compared by what they find themselves, and a dense CRF takes longer than all of them together.",
     )
     device: str = Field(default="cpu", description="cpu, cuda or cuda:N.")
     truth: str | None = Field(default=None, description="COCO file of the ground truth; its categories count as one.")
@@ -82,6 +84,8 @@ class CompareConfig(Config):
         values = dict(values)
         backbone = build(BackboneConfig, values.get("backbone") or {})
         names, left_out = _expand(values.get("methods", (_ALL,)), backbone.name)
+        if values.get("refine") is None:
+            values["refine"] = cls.model_fields["refine"].default
         shared = {key: values[key] for key in _SHARED if values.get(key) is not None}
         before = values.get("settings") or {}
         settings = {}
