@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from figureground.cli.options import Backbone, Device, Images, Limit, Out
+
 if TYPE_CHECKING:
     from figureground.stages import StageResult
 
@@ -24,10 +26,8 @@ _COLUMNS = {
 
 
 def compare(
-    images: Annotated[list[str], typer.Argument(help="Photographs and folders of photographs, recursively.")],
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of the run; give the same one to go on after a stop.")
-    ] = None,
+    images: Images = None,
+    out: Out = None,
     methods: Annotated[
         str | None,
         typer.Option(
@@ -37,11 +37,9 @@ def compare(
     truth: Annotated[
         Path | None, typer.Option(help="COCO file of the ground truth; its categories count as one.")
     ] = None,
-    backbone: Annotated[
-        str | None, typer.Option(help="What patches are compared by; see `figureground doctor`. [default: handcrafted]")
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N. [default: cpu]")] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first images of the sorted list.")] = None,
+    backbone: Backbone = None,
+    device: Device = None,
+    limit: Limit = None,
     assignments: Annotated[
         list[str] | None,
         typer.Option(
@@ -67,7 +65,7 @@ def compare(
             "Example: figureground compare photos/ --methods maskcut,tokencut --out runs/compared",
         )
     config = stage.configure(
-        images,
+        images or (),
         assignments or (),
         methods=None if methods is None else [name.strip() for name in methods.split(",") if name.strip()],
         truth=None if truth is None else str(truth),

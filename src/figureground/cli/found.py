@@ -1,11 +1,12 @@
 """`figureground found-head`."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+
+from figureground.cli.options import Backbone, Device, Images, Limit, Out
 
 # Below this share of patches a head finds nothing; above the rest of it, everything.
 _LEAST = 0.01
@@ -15,17 +16,11 @@ if TYPE_CHECKING:
 
 
 def found_head(
-    images: Annotated[
-        list[str] | None, typer.Argument(help="Photographs and folders of photographs, recursively.")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of the run; give the same one to go on after a stop.")
-    ] = None,
-    backbone: Annotated[
-        str | None, typer.Option(help="What patches are compared by; see `figureground doctor`. [default: handcrafted]")
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N. [default: cpu]")] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first images of the sorted list.")] = None,
+    images: Images = None,
+    out: Out = None,
+    backbone: Backbone = None,
+    device: Device = None,
+    limit: Limit = None,
     assignments: Annotated[
         list[str] | None,
         typer.Option(

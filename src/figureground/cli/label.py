@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from figureground.cli.options import Backbone, Device, Images, Limit, Out
+
 if TYPE_CHECKING:
     from figureground.stages import StageResult
 
@@ -36,12 +38,8 @@ def _rows(model: type, values: dict, method: str) -> list[tuple[str, object, str
 
 
 def label(
-    images: Annotated[
-        list[str] | None, typer.Argument(help="Photographs and folders of photographs, recursively.")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of the run; give the same one to go on after a stop.")
-    ] = None,
+    images: Images = None,
+    out: Out = None,
     method: Annotated[
         str | None,
         typer.Option(
@@ -49,14 +47,12 @@ def label(
             "background]"
         ),
     ] = None,
-    backbone: Annotated[
-        str | None, typer.Option(help="What patches are compared by; see `figureground doctor`. [default: handcrafted]")
-    ] = None,
+    backbone: Backbone = None,
     weights: Annotated[
         Path | None, typer.Option(help="Official .pth or .safetensors of the backbone, if not from its hub.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N. [default: cpu]")] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first images of the sorted list.")] = None,
+    device: Device = None,
+    limit: Limit = None,
     assignments: Annotated[
         list[str] | None,
         typer.Option(
