@@ -87,10 +87,10 @@ class Background(Method):
 
     Reference:
         Wei et al., ECCV 2012, section 3. ``reference`` is the paper's saliency on patches, thresholded by Otsu's rule,
-        best component; ``robust`` the same on the saliency of Zhu et al., CVPR 2014. ``default`` adds to the first, each
-        by measurement: patch features beside colour; two blurs; a toll at the lower border, where photographed objects
-        reach out of the picture; a biased normalised cut (Maji et al., CVPR 2011); and pieces of colour clusters, ranked
-        by how they stand out from the ring around them and the ground.
+        best component; ``robust`` the same on the saliency of Zhu et al., CVPR 2014. ``default`` adds to the first,
+        each by measurement: patch features beside colour; two blurs; a toll at the lower border, where photographed
+        objects reach out of the picture; a biased normalised cut (Maji et al., CVPR 2011); and pieces of colour
+        clusters, ranked by how they stand out from the ring around them and the ground.
     """
 
     PRESETS: ClassVar = {"default": BackgroundConfig(), "reference": _PAPER, "robust": _PAPER.replace(prior="robust")}
