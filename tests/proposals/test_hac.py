@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 import torch
 
+from figureground.ops.masks import mask_parents
 from figureground.proposals import create
-from figureground.proposals.hac import agglomerate, levels, parents
+from figureground.proposals.hac import agglomerate, levels
 from figureground.structures import PatchFeatures
 from tests.reference import discovery
 
@@ -44,11 +45,11 @@ def test_parts_know_their_wholes() -> None:
     masks[2, :4, :3] = True
     masks[3, 9:] = True
     masks[4] = masks[2]
-    of = parents(masks)
+    of = mask_parents(masks)
     # The smallest holder counts; two of one extent do not hold each other.
     assert of == [None, 0, 1, None, 1]
     assert levels(of) == [0, 1, 2, 0, 2]
-    assert parents(masks[:0]) == []
+    assert mask_parents(masks[:0]) == []
 
 
 def test_an_object_and_its_parts_are_related() -> None:
@@ -58,4 +59,4 @@ def test_an_object_and_its_parts_are_related() -> None:
     values[0, 2:10, 6:10] = torch.tensor([0.0, -0.3, 1.0])
     [found] = create("hac").propose(PatchFeatures(values, 8, (96, 96)))
     assert [mask.sum().item() for mask in found.masks] == [64, 32, 32]
-    assert parents(found.masks) == [None, 0, 0]
+    assert mask_parents(found.masks) == [None, 0, 0]

@@ -248,6 +248,23 @@ def test_configuration_from_a_run_with_another_method(photos: Path, tmp_path: Pa
     assert other.maskcut is None
 
 
+def test_parts_name_the_instance_they_are_a_part_of(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for index in range(3):
+        picture(160, 160).save(tmp_path / "photos" / f"{index}.png")
+    settings = ["method=hac", "size=160", "hac.min_area=0", "hac.thresholds=[0.9,0.5,0.2,0.0]", "refine.method=none"]
+    run(quick(tmp_path / "photos", *settings), tmp_path / "run")
+    coco = COCO(str(tmp_path / "run" / "annotations.json"))
+    annotations = coco.loadAnns(coco.getAnnIds())
+    parts = [annotation for annotation in annotations if annotation["parent"] is not None]
+    assert 0 < len(parts) < len(annotations)
+    for part in parts:
+        whole = coco.anns[part["parent"]]
+        assert whole["image_id"] == part["image_id"]
+        inside = coco.annToMask(part).astype(bool)
+        assert (inside & coco.annToMask(whole).astype(bool)).sum() / inside.sum() > 0.8
+
+
 def test_settings_of_another_method_are_refused() -> None:
     with pytest.raises(ConfigError, match="the method is 'background'"):
         configure(assignments=["tokencut.tau=0.1"])

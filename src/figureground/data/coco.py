@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypedDict
 
-from figureground.ops.masks import resize_masks
+from figureground.ops.masks import mask_parents, resize_masks
 from figureground.ops.rle import encode
 from figureground.storage.atomic import writing
 from figureground.structures import Instances
@@ -26,14 +26,18 @@ class ImageAnnotations(TypedDict):
     annotations: list[dict[str, Any]]
 
 
-def annotate(file_name: str, size: tuple[int, int], instances: Instances) -> ImageAnnotations:
-    """Bring instances to the size of their image and encode them; those with no pixel left are dropped."""
-    annotations = []
+def annotate(file_name: str, size: tuple[int, int], instances: Instances, parts: bool = False) -> ImageAnnotations:
+    """Bring instances to the size of their image and encode them; those with no pixel left are dropped.
+
+    With ``parts``, ``parent`` is the place in the list of the annotation that each is part of, or ``None``.
+    """
+    annotations, kept = [], []
     # One at a time: at the full size of a large photograph a single mask is large enough.
     for index in range(len(instances)):
         mask = resize_masks(instances.masks[index : index + 1].cpu(), size)
         if not bool(mask.any()):
             continue
+        kept.append(index)
         [rle] = encode(mask)
         rows, columns = mask[0].any(1).nonzero(), mask[0].any(0).nonzero()
         x, y = int(columns[0]), int(rows[0])
@@ -46,6 +50,9 @@ def annotate(file_name: str, size: tuple[int, int], instances: Instances) -> Ima
                 "category_id": int(instances.labels[index]),
             }
         )
+    if parts:
+        for annotation, parent in zip(annotations, mask_parents(instances.masks[kept]), strict=True):
+            annotation["parent"] = parent
     return {"file_name": file_name, "height": size[0], "width": size[1], "annotations": annotations}
 
 
@@ -58,7 +65,8 @@ def write_coco(path: Path, images: Callable[[], Iterable[ImageAnnotations]], des
         description: For the file's ``info``.
 
     Returns:
-        The number of images and of annotations. Ids count from 1 in the order given.
+        The number of images and of annotations. Ids count from 1 in the order given; ``parent``, where there is one,
+        becomes the id of an annotation.
     """
     with writing(path) as file:
 
@@ -74,8 +82,11 @@ def write_coco(path: Path, images: Callable[[], Iterable[ImageAnnotations]], des
         file.write(b'],\n"annotations":[')
         count = 0
         for image_id, image in enumerate(images(), start=1):
+            first = count + 1
             for annotation in image["annotations"]:
                 count += 1
+                if annotation.get("parent") is not None:
+                    annotation = {**annotation, "parent": first + annotation["parent"]}
                 line(",\n" if count > 1 else "\n", {"id": count, "image_id": image_id, "iscrowd": 0, **annotation})
         file.write(b"]}\n")
     return image_count, count

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
@@ -42,7 +42,7 @@ class HAC(Method):
     """The regions of several levels of agglomeration, each once.
 
     The score is a region's share of the image, so that wholes come before their parts. Which region is part of which
-    stands in the masks themselves: see :func:`parents` and :func:`levels`.
+    stands in the masks themselves: see :func:`figureground.ops.masks.mask_parents` and :func:`levels`.
 
     Reference:
         Cao et al., NeurIPS 2023, section 3.1. Deviates in both presets: of equally alike pairs the one of the lowest
@@ -53,6 +53,7 @@ class HAC(Method):
 
     PRESETS: ClassVar = {"default": HACConfig(min_area=0.01), "reference": HACConfig()}
 
+    PARTS: ClassVar = True
     config: HACConfig
 
     def propose(self, features: PatchFeatures, images: Float[Tensor, "B 3 H W"] | None = None) -> list[Instances]:
@@ -124,30 +125,6 @@ def agglomerate(values: Float[Tensor, "h w D"]) -> tuple[Int[Tensor, "T 2"], Flo
         pairs.append((a, b))
         likeness.append(-cost)
     return torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2), torch.tensor(likeness, dtype=torch.float64)
-
-
-def parents(masks: Bool[Tensor, "M H W"], coverage: float = 0.9) -> list[int | None]:
-    """The instance that each instance is a part of.
-
-    A is part of the smallest B that holds at least ``coverage`` of A and is not held by A to the same degree. The
-    relation is read off the masks, so it can be asked after refinement and for masks of any method.
-
-    Returns:
-        For each mask the index of its parent; ``None`` for a whole.
-
-    Reference:
-        Cao et al., HASSOD, NeurIPS 2023, section 3.2 (0.9). Of equally small parents the first is taken.
-    """
-    flat = masks.flatten(1).float()
-    areas = flat.sum(1)
-    # held[a, b]: share of a inside b.
-    held = (flat @ flat.mT) / areas.clamp(min=1)[:, None]
-    holds = (held >= coverage) & (held.mT < coverage)
-    found: list[int | None] = []
-    for row in holds:
-        sizes = torch.where(row, areas, torch.inf)
-        found.append(int(sizes.argmin()) if bool(row.any()) else None)
-    return found
 
 
 def levels(of: list[int | None]) -> list[int]:

@@ -23,6 +23,7 @@ class Method(ABC):
         NEEDS_ATTENTION: Whether ``propose`` cannot do without ``features.cls_attention``; it then raises
             :class:`~figureground.errors.UsageError`.
         BASELINE: Whether it is a yardstick that knows nothing of objects: its boxes stay as they are, unrefined.
+        PARTS: Whether its instances hold one another: the output then says which is part of which.
         config: The configuration in force.
     """
 
@@ -30,6 +31,7 @@ class Method(ABC):
     NEEDS_IMAGES: ClassVar[bool] = False
     NEEDS_ATTENTION: ClassVar[bool] = False
     BASELINE: ClassVar[bool] = False
+    PARTS: ClassVar[bool] = False
 
     def __init__(self, config: Any) -> None:
         self.config = config

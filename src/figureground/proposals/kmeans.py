@@ -56,6 +56,7 @@ class KMeans(Method):
 
     PRESETS: ClassVar = {"default": KMeansConfig(max_similarity=0.6), "reference": KMeansConfig()}
 
+    PARTS: ClassVar = True
     config: KMeansConfig
 
     def propose(self, features: PatchFeatures, images: Float[Tensor, "B 3 H W"] | None = None) -> list[Instances]:

@@ -225,7 +225,8 @@ class _Panel:
             except ValueError as error:
                 raise ImageError(f"{contender} failed on the image: {error}") from error
             with labeller.timed("write"):
-                found[contender] = annotate(name, size, instances)["annotations"]
+                parts = labeller.method.PARTS
+                found[contender] = annotate(name, size, instances, parts)["annotations"]
             self._take(labeller, f"{contender}/")
         total = sum(len(annotations) for annotations in found.values())
         return {"file_name": name, "height": size[0], "width": size[1], "found": found, "instances": total}

@@ -123,7 +123,7 @@ def _label_image(labeller: Labeller, path: Path, name: str) -> ImageAnnotations:
     except ValueError as error:
         raise ImageError(f"No features could be made of the image: {error}") from error
     with labeller.timed("write"):
-        return annotate(name, size, instances)
+        return annotate(name, size, instances, parts=labeller.method.PARTS)
 
 
 def _finish(config: LabelConfig, images: ImageList, sweep: Sweep, out: Path, start: float) -> StageResult:
