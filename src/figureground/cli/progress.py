@@ -39,7 +39,8 @@ def progress_bar(title: str) -> Iterator[Callable[[Progress], None]]:
 
         yield show
     finally:
-        bar.stop()
+        if bar.live.is_started:
+            bar.stop()
 
 
 @contextmanager
@@ -65,7 +66,8 @@ def training_bar(title: str) -> "Iterator[Callable[[StepReport], None]]":
 
         yield show
     finally:
-        bar.stop()
+        if bar.live.is_started:
+            bar.stop()
 
 
 def _bar(title: str) -> Bar:

@@ -58,7 +58,7 @@ class Attention(Method):
         if attention is None:
             raise UsageError(
                 "The method 'attention' needs a backbone with a CLS token, and these features come without.",
-                "Choose a vision transformer, as --backbone dino_vits16.",
+                "Choose a vision transformer, as --backbone dino_s16.",
             )
         if not bool(torch.isfinite(attention).all()) or bool((attention < 0).any()):
             raise ValueError("CLS attention is finite and not negative: the weights are damaged.")

@@ -49,7 +49,7 @@ class Method(ABC):
         if cls.NEEDS_ATTENTION and not with_attention:
             raise UsageError(
                 f"{cls.__name__} needs a backbone with a CLS token.",
-                "Choose a vision transformer, as --backbone dino_vits16.",
+                "Choose a vision transformer, as --backbone dino_s16.",
             )
 
     def check_backbone(self, name: str, features: str, patch_size: int, width: int) -> None:  # noqa: B027 (may stay so)

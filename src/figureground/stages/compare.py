@@ -178,8 +178,9 @@ def run(
     images = list_images(config.images, exclude=out)
     names = images.names[: config.limit]
     truth = _read_truth(Path(config.truth), images, names) if config.truth else None
+    # Before the folder is made: a wrong name or missing weights leave nothing behind.
+    panel = _Panel(config)
     with opened(out, config, _FREE):
-        panel = _Panel(config)
         describe_run(out, config, config.device)
         sweep = Sweep(out, images, names, config.shard_size)
         sweep.run(panel.examine, panel.seconds, runner, progress)

@@ -100,8 +100,9 @@ def run(
     """
     start = time.perf_counter()
     images = list_images(config.images, exclude=out)
+    # Before the folder is made: a wrong name or missing weights leave nothing behind.
+    labeller = Labeller(config)
     with opened(out, config, _FREE):
-        labeller = Labeller(config)
         describe_run(out, config, config.device)
         sweep = Sweep(out, images, images.names[: config.limit], config.shard_size)
 
