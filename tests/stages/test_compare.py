@@ -208,7 +208,7 @@ class TestMethods:
     def test_one_that_cannot_run_is_refused_before_the_work(self, photos: Path, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="CLS token"):
             run(quick(photos, methods=("background", "attention")), tmp_path / "run")
-        assert not list((tmp_path / "run" / "shards").iterdir())
+        assert not (tmp_path / "run").exists()
 
 
 class TestTruth:
