@@ -79,6 +79,18 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def requested(assignments: Iterable[str], shorthands: Mapping[str, Any], images: Iterable[str] = ()) -> dict[str, Any]:
+    """What a command line asks for: ``--set``, the shorthands over it where they are not ``None``, and the images.
+
+    Example:
+        >>> requested(["size=64"], {"limit": 3, "device": None}, ["photos"])
+        {'size': 64, 'limit': 3, 'images': ['photos']}
+    """
+    given = {key: value for key, value in shorthands.items() if value is not None}
+    named = list(images)
+    return merge(parse_assignments(assignments), given | ({"images": named} if named else {}))
+
+
 def differences(left: Mapping[str, Any], right: Mapping[str, Any], prefix: str = "") -> list[str]:
     """List the dotted keys whose values differ, each with both values.
 

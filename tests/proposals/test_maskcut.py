@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from figureground.ops.masks import mask_iou
@@ -30,3 +31,19 @@ def test_tokencut_with_several_vectors() -> None:
     features, _, _ = scene(objects=3, w=30)
     [found] = create("tokencut", eigenvectors=3).propose(features)
     assert len(found) == 3
+
+
+@pytest.mark.parametrize("removal", ["zero", "nodes"])
+def test_the_background_prior_picks_the_figure_whatever_the_removal(removal: str) -> None:
+    # The ground is a thin ring, so that the entry of largest magnitude lies in it, and no corner rule corrects that.
+    figure = torch.zeros(14, 20, dtype=torch.bool)
+    figure[1:-1, 1:-1] = True
+    values = torch.eye(4)[figure.long()][None]
+    pixels = torch.where(figure, 0.9, 0.1).repeat_interleave(8, 0).repeat_interleave(8, 1).expand(1, 3, -1, -1)
+    features = PatchFeatures(values, 8, (112, 160))
+    found = {
+        rule: create("maskcut", removal=removal, corners=5, figure=rule).propose(features, pixels)[0]
+        for rule in ("corners", "background")
+    }
+    assert torch.equal(found["background"].masks[0], figure)
+    assert not torch.equal(found["corners"].masks[0], figure)

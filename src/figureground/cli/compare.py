@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from figureground.cli.ending import say_left_out, stoppable
 from figureground.cli.options import Backbone, Device, Images, Limit, Out
 
 if TYPE_CHECKING:
@@ -73,12 +74,8 @@ def compare(
         limit=limit,
         backbone=None if backbone is None else {"name": backbone},
     )
-    try:
-        with progress_bar("Comparing") as progress:
-            result = stage.run(config, out, progress=progress)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("Stopped. Run the same command again to go on from here.")
-        raise typer.Exit(130) from None
+    with stoppable(), progress_bar("Comparing") as progress:
+        result = stage.run(config, out, progress=progress)
     _report(result)
     raise typer.Exit(3 if result.failed else 0)
 
@@ -92,10 +89,7 @@ def _report(result: "StageResult") -> None:
     for name, reason in comparison["left_out"].items():
         console.print(f"Left out: {name}. {reason}", markup=False)
     console.print(f"{len(comparison['methods'])} methods, {result.images} images, {result.seconds:.1f} s.")
-    if result.failed:
-        console.print(
-            f"{result.failed} images could not be used; each is named in {escape(str(result.out))}/failures.jsonl."
-        )
+    say_left_out(console, result.out, result.failed, result.ignored)
     console.print(f"Numbers: {escape(str(result.out / 'comparison.csv'))}")
     console.print(f"Report:  {escape(result.report.absolute().as_uri())}")
 

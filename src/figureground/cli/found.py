@@ -6,6 +6,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from figureground.cli.ending import say_left_out, stoppable
 from figureground.cli.options import Backbone, Device, Images, Limit, Out
 
 # Below this share of patches a head finds nothing; above the rest of it, everything.
@@ -51,12 +52,8 @@ def found_head(
         limit=limit,
         backbone={"name": backbone} if backbone is not None else None,
     )
-    try:
-        with training_bar("Learning") as progress:
-            result = stage.run(config, out, progress)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("Stopped. Run the same command again to go on from here.")
-        raise typer.Exit(130) from None
+    with stoppable(), training_bar("Learning") as progress:
+        result = stage.run(config, out, progress)
     _report(result, config.backbone.name)
     raise typer.Exit(3 if result.failed else 0)
 
@@ -67,12 +64,7 @@ def _report(result: "FoundHeadResult", backbone: str) -> None:
     console.print(f"{result.steps} steps on {result.images} images, {result.seconds:.1f} s. Losses: {losses}.")
     if result.skipped:
         console.print(f"{result.skipped} steps were skipped: the loss or its gradient was not finite.")
-    if result.failed:
-        console.print(
-            f"{result.failed} images could not be used; each is named in {escape(str(result.out))}/failures.jsonl."
-        )
-    if result.ignored:
-        console.print(f"{result.ignored} other files were passed over.")
+    say_left_out(console, result.out, result.failed, result.ignored)
     if not _LEAST < result.foreground < 1 - _LEAST:
         console.print(
             f"The head takes {result.foreground:.1%} of the patches for objects: it has learned nothing of use.\n"

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from figureground.cli.ending import say_left_out, stoppable
 from figureground.cli.options import Backbone, Device, Images, Limit, Out
 
 if TYPE_CHECKING:
@@ -89,12 +90,8 @@ def label(
         limit=limit,
         backbone={key: value for key, value in named.items() if value is not None} or None,
     )
-    try:
-        with progress_bar("Labelling") as progress:
-            result = stage.run(resolved, out, progress=progress)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("Stopped. Run the same command again to go on from here.")
-        raise typer.Exit(130) from None
+    with stoppable(), progress_bar("Labelling") as progress:
+        result = stage.run(resolved, out, progress=progress)
     _report(result)
     raise typer.Exit(3 if result.failed else 0)
 
@@ -102,11 +99,6 @@ def label(
 def _report(result: "StageResult") -> None:
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"{result.instances} objects in {result.images} images, {result.seconds:.1f} s.")
-    if result.failed:
-        console.print(
-            f"{result.failed} images could not be used; each is named in {escape(str(result.out))}/failures.jsonl."
-        )
-    if result.ignored:
-        console.print(f"{result.ignored} other files were passed over.")
+    say_left_out(console, result.out, result.failed, result.ignored)
     console.print(f"Masks:  {escape(str(result.out / 'annotations.json'))}")
     console.print(f"Report: {escape(result.report.absolute().as_uri())}")

@@ -58,7 +58,7 @@ class MaskCutConfig(Config):
         default=2.0,
         gt=0,
         le=2,
-        description="Second eigenvalue from which on the rest is one piece and the rounds end; 2 never.",
+        description="With `removal=nodes`: second eigenvalue from which on the rest is one piece: the end; 2 never.",
     )
 
 
@@ -83,14 +83,13 @@ class MaskCut(Method):
 
     def propose(self, features: PatchFeatures, images: Float[Tensor, "B 3 H W"] | None = None) -> list[Instances]:
         """See :class:`figureground.proposals.interface.Method`."""
-        if self.config.removal == "zero":
-            return [self._published_rounds(values) for values in features.values]
         grounds: Iterable[Tensor | None] = [None] * len(features.values)
         if images is not None and self.config.figure == "background":
             grounds = geodesic_background(images, features.patch_size)
-        return [self._rounds(values, ground) for values, ground in zip(features.values, grounds, strict=True)]
+        rounds = self._published_rounds if self.config.removal == "zero" else self._rounds
+        return [rounds(values, ground) for values, ground in zip(features.values, grounds, strict=True)]
 
-    def _published_rounds(self, values: Float[Tensor, "h w D"]) -> Instances:
+    def _published_rounds(self, values: Float[Tensor, "h w D"], ground: Float[Tensor, "h w"] | None) -> Instances:
         h, w, width = values.shape
         config = self.config
         affinity = cosine_affinity(values.reshape(h * w, width), tau=config.tau, eps=config.eps)
@@ -101,7 +100,7 @@ class MaskCut(Method):
             # What zeroed features come to: a zero vector is similar to nothing, itself included.
             affinity[taken] = config.eps
             affinity[:, taken] = config.eps
-            mask, _ = self._cut(affinity, None, (h, w))
+            mask, _ = self._cut(affinity, None, (h, w), ground)
             small = float(mask.sum()) <= config.min_area * h * w
             if number > 0 and (small or float(mask_iou(mask[None], previous)) > config.max_overlap):
                 mask = torch.zeros_like(mask)
@@ -134,7 +133,7 @@ class MaskCut(Method):
         affinity: Float[Tensor, "N N"],
         live: Bool[Tensor, "N"] | None,
         shape: tuple[int, int],
-        ground: Float[Tensor, "h w"] | None = None,
+        ground: Float[Tensor, "h w"] | None,
     ) -> tuple[Bool[Tensor, "h w"], float]:
         """The figure of one cut and its eigenvalue; an empty figure where there is nothing to cut."""
         eigenvalues, vectors = smallest_eigenvectors(affinity, 1, live)

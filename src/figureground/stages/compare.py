@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import Field, field_validator, model_validator
 
 from figureground import backbones
-from figureground.config import Config, build, merge, parse_assignments
+from figureground.config import Config, build, requested
 from figureground.data.coco import CATEGORY, annotate, write_coco
 from figureground.data.images import decode, read_size
 from figureground.data.listing import ImageList, list_images
@@ -144,11 +144,7 @@ def configure(images: Sequence[str], assignments: Sequence[str] = (), **shorthan
         ConfigError: If a key or a method does not exist, a value is out of range, or a method is named twice.
         UsageError: If there is no such backbone.
     """
-    given = {key: value for key, value in shorthands.items() if value is not None}
-    tree = merge(parse_assignments(assignments), given)
-    if images:
-        tree["images"] = list(images)
-    return build(CompareConfig, tree)
+    return build(CompareConfig, requested(assignments, shorthands, images))
 
 
 def run(

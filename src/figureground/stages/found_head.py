@@ -17,7 +17,7 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from figureground import backbones
-from figureground.config import Config, build, merge, parse_assignments
+from figureground.config import Config, build, merge, requested
 from figureground.data.images import decode
 from figureground.data.listing import ImageList, list_images
 from figureground.data.resize import resize_image
@@ -148,11 +148,7 @@ def configure(images: Sequence[str] = (), assignments: Sequence[str] = (), **sho
     Raises:
         ConfigError: If a key does not exist or a value is out of range.
     """
-    given = {key: value for key, value in shorthands.items() if value is not None}
-    tree = merge(parse_assignments(assignments), given)
-    if images:
-        tree["images"] = list(images)
-    return build(FoundHeadConfig, tree)
+    return build(FoundHeadConfig, requested(assignments, shorthands, images))
 
 
 def run(config: FoundHeadConfig, out: Path, progress: Callable[[StepReport], None] = lambda _: None) -> FoundHeadResult:

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from pydantic import Field, field_validator
 
-from figureground.config import build, merge, parse_assignments
+from figureground.config import build, merge, requested
 from figureground.data.coco import ImageAnnotations, annotate, write_coco
 from figureground.data.images import decode
 from figureground.data.listing import ImageList, list_images
@@ -64,16 +64,12 @@ def configure(
             base = json.loads(config_file.read_text("utf-8"))
         except (OSError, ValueError) as error:
             raise ConfigError(f"{config_file} cannot be read as a configuration: {error}.") from None
-    given = {key: value for key, value in shorthands.items() if value is not None}
-    over = merge(parse_assignments(assignments), given)
+    over = requested(assignments, shorthands, images)
     chosen = (over.get("method", base.get("method")), over.get("preset", base.get("preset")))
     if chosen != (base.get("method"), base.get("preset")):
         # The file's settings of the method were those of another method or preset.
         base.pop(str(base.get("method")), None)
-    tree = merge(base, over)
-    if images:
-        tree["images"] = list(images)
-    return build(LabelConfig, tree)
+    return build(LabelConfig, merge(base, over))
 
 
 def run(
