@@ -1,6 +1,5 @@
 """COCO files of truth and of predictions, read with every field checked and matched image by image."""
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -10,28 +9,23 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from figureground.data.coco_fields import (
+    AnnotatedImage,
+    are_numbers,
+    read_entries,
+    read_field,
+    read_flag,
+    read_images,
+    read_json,
+    shorten,
+    to_number,
+    to_whole,
+)
 from figureground.errors import UsageError
 from figureground.ops.rle import RLE
 
 OVERHANG = 1.0
 """Pixels that a box or polygon may reach over the border of its image: rounding, and data sets that count from one."""
-
-
-@dataclass(frozen=True, slots=True)
-class AnnotatedImage:
-    """An image as a COCO file lists it; ids of other people's files may be 0.
-
-    Attributes:
-        id: Unique in its file.
-        file_name: Path relative to a folder of images.
-        height: Pixels.
-        width: Pixels.
-    """
-
-    id: int
-    file_name: str
-    height: int
-    width: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +104,13 @@ def read_truth(path: Path) -> AnnotationSet:
     Raises:
         UsageError: If the file cannot be read or a field is missing, wrong or contradicts another; it names both.
     """
-    content = _read_json(path)
+    content = read_json(path)
     if not isinstance(content, dict):
         raise UsageError(f"{path} is not a truth file: it has no `images`.", "A truth file is a COCO file.")
-    images = _read_images(content, path)
+    images = read_images(content, path)
     if not images:
         raise UsageError(f"{path}: `images` is empty: there is nothing to measure against.")
-    annotations = _read_annotations(_entries(content, "annotations", path), path, images, is_truth=True)
+    annotations = _read_annotations(read_entries(content, "annotations", path), path, images, is_truth=True)
     return _grouped(path, images.values(), annotations)
 
 
@@ -135,10 +129,10 @@ def read_predictions(path: Path, truth: AnnotationSet) -> AnnotationSet:
         UsageError: If the file cannot be read, a field is missing, wrong or contradicts another, or it is about other
             images than the truth; it names file and field.
     """
-    content = _read_json(path)
+    content = read_json(path)
     if isinstance(content, dict):
-        images = _read_images(content, path)
-        annotations = _read_annotations(_entries(content, "annotations", path), path, images)
+        images = read_images(content, path)
+        annotations = _read_annotations(read_entries(content, "annotations", path), path, images)
         matched = match_images(tuple(images.values()), path, truth)
     elif isinstance(content, list):
         matched = {image.id: image for image in truth.images}
@@ -159,33 +153,6 @@ def _grouped(path: Path, images: Iterable[AnnotatedImage], annotations: Iterable
     return AnnotationSet(path, ordered, {key: tuple(group) for key, group in groups.items()})
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror or error}.", "Check the path.") from None
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path} is not JSON: {error}.", "A COCO file is needed.") from None
-
-
-def _read_images(content: dict[str, Any], path: Path) -> dict[int, AnnotatedImage]:
-    images: dict[int, AnnotatedImage] = {}
-    for index, entry in enumerate(_entries(content, "images", path)):
-        where = f"{path}: images[{index}]"
-        number = _whole(_field(entry, "id", where), "id", where)
-        where = f"{path}: image {number}"
-        if number in images:
-            raise UsageError(f"{where}: `id` is given twice.")
-        name = _field(entry, "file_name", where)
-        if not isinstance(name, str) or not name:
-            raise UsageError(f"{where}: `file_name` is not a text: {name!r}.")
-        height, width = (_whole(_field(entry, key, where), key, where) for key in ("height", "width"))
-        if min(height, width) < 1:
-            raise UsageError(f"{where}: `height` and `width` must be positive, got {height} and {width}.")
-        images[number] = AnnotatedImage(number, name, height, width)
-    return images
-
-
 def _read_annotations(
     entries: list[Any], path: Path, images: dict[int, AnnotatedImage], is_truth: bool = False, whose: str = ""
 ) -> list[Annotation]:
@@ -196,12 +163,12 @@ def _read_annotations(
         where = f"{path}: entry {index + 1}" if whose else f"{path}: annotations[{index}]"
         number = index + 1
         if not whose:
-            number = _whole(_field(entry, "id", where), "id", where)
+            number = to_whole(read_field(entry, "id", where), "id", where)
             where = f"{path}: annotation {number}"
             if number in seen:
                 raise UsageError(f"{where}: `id` is given twice.")
             seen.add(number)
-        image_id = _whole(_field(entry, "image_id", where), "image_id", where)
+        image_id = to_whole(read_field(entry, "image_id", where), "image_id", where)
         if image_id not in images:
             raise UsageError(
                 f"{where}: `image_id` {image_id} is not among the {len(images)} images{whose}; "
@@ -228,7 +195,7 @@ def _read_annotation(
     else:
         raise UsageError(f"{where}: `bbox` and `segmentation` are both missing.")
     if is_truth and entry.get("area") is not None:
-        area = _number(entry["area"], "area", where)
+        area = to_number(entry["area"], "area", where)
         if area < 0:
             raise UsageError(f"{where}: `area` is negative: {area:g}.")
     else:
@@ -239,23 +206,23 @@ def _read_annotation(
         bbox=bbox,
         area=area,
         mask=mask,
-        score=_number(entry["score"], "score", where) if "score" in entry and not is_truth else None,
-        crowd=_flag(entry, "iscrowd", where),
-        difficult=_flag(entry, "difficult", where),
+        score=to_number(entry["score"], "score", where) if "score" in entry and not is_truth else None,
+        crowd=read_flag(entry, "iscrowd", where),
+        difficult=read_flag(entry, "difficult", where),
     )
 
 
 def _read_box(box: Any, image: AnnotatedImage, where: str) -> tuple[float, float, float, float]:
-    if not isinstance(box, list) or len(box) != 4 or not _are_numbers(box):
-        raise UsageError(f"{where} is not four numbers: {_short(box)}.")
+    if not isinstance(box, list) or len(box) != 4 or not are_numbers(box):
+        raise UsageError(f"{where} is not four numbers: {shorten(box)}.")
     x, y, width, height = (float(value) for value in box)
     if width < 0 or height < 0:
-        raise UsageError(f"{where} has a negative width or height: {_short(box)}.", "Boxes are x, y, width, height.")
+        raise UsageError(f"{where} has a negative width or height: {shorten(box)}.", "Boxes are x, y, width, height.")
     right, bottom = x + width, y + height
     overhang = _overhang((x, right), (y, bottom), image)
     if overhang > OVERHANG:
         raise UsageError(
-            f"{where} {_short(box)} reaches {overhang:.6g} px out of its image of {image.width}x{image.height} px."
+            f"{where} {shorten(box)} reaches {overhang:.6g} px out of its image of {image.width}x{image.height} px."
         )
     if overhang > 0:
         x, right = (min(max(value, 0.0), float(image.width)) for value in (x, right))
@@ -279,8 +246,8 @@ def read_mask(segmentation: Any, image: AnnotatedImage, where: str) -> RLE | Non
     encoded: Any
     if isinstance(segmentation, list):
         for polygon in segmentation:
-            if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2 or not _are_numbers(polygon):
-                raise UsageError(f"{where} is not a list of polygons x1, y1, x2, y2, x3, y3, ...: {_short(polygon)}.")
+            if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2 or not are_numbers(polygon):
+                raise UsageError(f"{where} is not a list of polygons x1, y1, x2, y2, x3, y3, ...: {shorten(polygon)}.")
             corners = [float(value) for value in polygon]
             overhang = _overhang(corners[::2], corners[1::2], image)
             if overhang > OVERHANG:
@@ -288,12 +255,12 @@ def read_mask(segmentation: Any, image: AnnotatedImage, where: str) -> RLE | Non
         encoded = coco_mask.merge(coco_mask.frPyObjects(segmentation, image.height, image.width))
         return _text(encoded)
     if not isinstance(segmentation, dict) or not {"size", "counts"} <= segmentation.keys():
-        raise UsageError(f"{where} is neither polygons nor runs with `size` and `counts`: {_short(segmentation)}.")
+        raise UsageError(f"{where} is neither polygons nor runs with `size` and `counts`: {shorten(segmentation)}.")
     size, counts = segmentation["size"], segmentation["counts"]
     if size != [image.height, image.width]:
-        raise UsageError(f"{where}: `size` {_short(size)} is not the height and width of its image, {_size(image)}.")
+        raise UsageError(f"{where}: `size` {shorten(size)} is not the height and width of its image, {_size(image)}.")
     if isinstance(counts, list):
-        runs = np.array(counts, dtype=np.float64) if counts and _are_numbers(counts) else None
+        runs = np.array(counts, dtype=np.float64) if counts and are_numbers(counts) else None
     else:
         runs = _runs(counts) if isinstance(counts, str) and counts.isascii() else None
     if runs is None or (runs < 0).any() or (runs % 1).any() or runs.sum() != image.height * image.width:
@@ -390,52 +357,6 @@ def _check_scores(annotations: Sequence[Annotation], path: Path) -> None:
             f"{len(annotations)} annotations.",
             "Give a score to all of them or to none.",
         )
-
-
-def _entries(content: dict[str, Any], key: str, path: Path) -> list[Any]:
-    entries = content.get(key)
-    if not isinstance(entries, list):
-        raise UsageError(
-            f"{path}: `{key}` is {'not a list' if key in content else 'missing'}.", "A COCO file is needed."
-        )
-    return entries
-
-
-def _field(entry: Any, key: str, where: str) -> Any:
-    if not isinstance(entry, dict):
-        raise UsageError(f"{where} is not an object: {_short(entry)}.")
-    if entry.get(key) is None:
-        raise UsageError(f"{where}: `{key}` is missing.")
-    return entry[key]
-
-
-def _number(value: Any, key: str, where: str) -> float:
-    if not _are_numbers([value]):
-        raise UsageError(f"{where}: `{key}` is not a finite number: {_short(value)}.")
-    return float(value)
-
-
-def _whole(value: Any, key: str, where: str) -> int:
-    if not _are_numbers([value]) or value != int(value):
-        raise UsageError(f"{where}: `{key}` is not a whole number: {_short(value)}.")
-    return int(value)
-
-
-def _flag(entry: dict[str, Any], key: str, where: str) -> bool:
-    value = entry.get(key) or 0
-    if value not in (0, 1):
-        raise UsageError(f"{where}: `{key}` is neither 0 nor 1: {_short(value)}.")
-    return bool(value)
-
-
-def _are_numbers(values: list[Any]) -> bool:
-    # Not isinstance: true and false are no numbers. NaN is below nothing.
-    return all(type(value) in (int, float) and abs(value) < 1e15 for value in values)
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:60] + "..."
 
 
 def _size(image: AnnotatedImage) -> str:

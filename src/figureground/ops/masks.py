@@ -13,8 +13,10 @@ def masks_to_boxes(masks: Bool[Tensor, "M H W"]) -> Float[Tensor, "M 4"]:
         >>> masks_to_boxes(torch.tensor([[[False, True], [False, True]]])).tolist()
         [[1.0, 0.0, 2.0, 2.0]]
     """
-    y1, y2 = _extent(masks.any(dim=2))
-    x1, x2 = _extent(masks.any(dim=1))
+    # The largest byte of a row or column: what `any` says, many times faster on a CPU.
+    values = masks.view(torch.uint8)
+    y1, y2 = _extent(values.amax(dim=2).bool())
+    x1, x2 = _extent(values.amax(dim=1).bool())
     return torch.stack([x1, y1, x2, y2], dim=1).float()
 
 
