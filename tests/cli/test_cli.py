@@ -93,15 +93,18 @@ def test_the_flags_are_these() -> None:
                 "--settings",
             ]
         ),
+        "train": ["--detector", "--device", "--init", "--out", "--recipe", "--set", "images", "labels"],
+        "predict": ["--device", "--limit", "--out", "--score-threshold", "--set", "detector", "images"],
         "evaluate": ["--out", "--set", "--truth", "predictions"],
         "compare": ["--backbone", "--device", "--limit", "--methods", "--out", "--set", "--truth", "images"],
+        "distil": ["--device", "--images", "--out", "--set", "labels"],
         "found-head": ["--backbone", "--device", "--limit", "--out", "--set", "images"],
         "truth": ["--limit", "--out", "name", "root"],
         "doctor": [],
     }
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["label", "--help"], ["--version"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["label", "--help"], ["train", "--help"], ["--version"]])
 def test_help_does_not_import_torch(arguments: list[str]) -> None:
     program = "import sys; from figureground.cli import main\ntry: main()\nexcept SystemExit: pass\n"
     program += "assert 'torch' not in sys.modules"

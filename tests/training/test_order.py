@@ -24,3 +24,12 @@ def test_every_key_has_a_stream_of_its_own() -> None:
     assert len({tuple(torch.rand(2, generator=generator_for(*key)).tolist()) for key in keys}) == len(keys)
     # Frozen: a run that was begun with an older version goes on with the same data.
     assert generator_for(0, "order", 0).initial_seed() == 1_864_822_792_221_289_227
+
+
+def test_an_order_is_drawn_once_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    real = torch.randperm
+    monkeypatch.setattr(torch, "randperm", lambda *args, **kwargs: drawn.append(args) or real(*args, **kwargs))
+    for step in range(9):
+        batch_indices(50, 15, step, seed=977)
+    assert len(drawn) == 3

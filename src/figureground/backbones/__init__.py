@@ -28,7 +28,7 @@ def load(
     asked for.
 
     Args:
-        name: A row of the catalogue.
+        name: A row of the catalogue, or the path of a backbone that `figureground pretrain` learned.
         weights: A local official ``.pth`` file, or a ``.safetensors`` in the official or timm's names. Without it, they
             come from timm's repository on the Hugging Face hub, or from the cache of an earlier download.
         features: ``keys``, ``queries`` or ``values`` of the last block, before attention and not normed, the heads side

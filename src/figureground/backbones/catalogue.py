@@ -8,6 +8,7 @@ import difflib
 from dataclasses import dataclass
 from typing import Literal
 
+from figureground.backbones import own
 from figureground.errors import UsageError
 
 # What `figureground.backbones.load` can return, and how precisely; here for configurations, which do not import torch.
@@ -31,17 +32,18 @@ class Row:
         std: Of the same.
         licence: Of the weights.
         paper: Where it was published.
-        file: Name of the official file of weights.
+        file: Name of the official file of weights; the path of one of our own.
         url: Where a person gets that file.
         hub_id: Repository on the Hugging Face hub with the same weights in timm's names; ``None`` where there is none.
         hub_revision: Commit of that repository. ``None``, its newest, in every row: the hub could not be reached from
             where this catalogue was written, and a commit that nobody looked up is not a pin.
         sha256: First digits of the SHA-256 of ``file``. The official DINO and DINOv2 names carry none; DINOv3's end in
             it, by the convention of ``torch.hub``.
+        features: Which of its features measured best here; what is used unless others are asked for.
     """
 
     name: str
-    family: Literal["dino", "dinov2", "dinov3", "handcrafted"]
+    family: Literal["dino", "dinov2", "dinov3", "own", "handcrafted"]
     timm_id: str | None = None
     patch_size: int
     width: int
@@ -56,11 +58,12 @@ class Row:
     hub_id: str | None = None
     hub_revision: str | None = None
     sha256: str | None = None
+    features: Features = "keys"
 
     @property
     def learned(self) -> bool:
         """Whether it needs weights."""
-        return self.timm_id is not None
+        return self.family != "handcrafted"
 
 
 _SIZES = {"small": ("s", 384, 6), "base": ("b", 768, 12)}
@@ -155,17 +158,42 @@ CATALOGUE: dict[str, Row] = {row.name: row for row in _ROWS}
 
 
 def find(name: str) -> Row:
-    """Return the row of a backbone.
+    """Return the row of a backbone: of the catalogue, or of the file that `figureground pretrain` wrote.
+
+    Args:
+        name: A row's, or a path: of a ``backbone.safetensors``, or of a run that has one.
 
     Raises:
         UsageError: If there is none of that name; the message holds the nearest one and all of them.
+        WeightsError: If it is a path, and no such backbone is there.
 
     Example:
         >>> find("dino_s16").patch_size
         16
     """
-    if name not in CATALOGUE:
+    if name in CATALOGUE:
+        return CATALOGUE[name]
+    file = own.find_file(name)
+    if file is None:
         near = difflib.get_close_matches(name, CATALOGUE, n=1, cutoff=0.4)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise UsageError(f"Unknown backbone {name!r}.{hint}", f"Backbones: {', '.join(CATALOGUE)}.")
-    return CATALOGUE[name]
+        raise UsageError(
+            f"Unknown backbone {name!r}.{hint}",
+            f"Backbones: {', '.join(CATALOGUE)}; or the run of a `figureground pretrain`.",
+        )
+    return _own(own.read(file))
+
+
+def _own(backbone: own.OwnBackbone) -> Row:
+    return Row(
+        name=f"own-{backbone.digest}",
+        family="own",
+        patch_size=backbone.shape.patch_size,
+        width=backbone.shape.width,
+        heads=backbone.shape.heads,
+        mean=backbone.mean,
+        std=backbone.std,
+        licence=str(backbone.facts.get("licence", "not stated")),
+        paper="Caron et al., ICCV 2021; see figureground.training.dino",
+        file=str(backbone.path),
+    )

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from figureground.backbones import own
 from figureground.backbones.catalogue import Row
 from figureground.structures import PatchFeatures
 
@@ -24,8 +26,11 @@ def define(row: Row) -> nn.Module:
     """Make timm's model of a row, without values: they come from a file, and no random number is drawn."""
     import timm
 
-    assert row.timm_id is not None, f"{row.name} has no weights"
     with torch.device("meta"):
+        if row.family == "own":
+            assert row.file is not None, f"{row.name} has no file"
+            return own.read(Path(row.file)).shape.build()
+        assert row.timm_id is not None, f"{row.name} has no weights"
         return timm.create_model(row.timm_id, pretrained=False, num_classes=0)
 
 
@@ -70,7 +75,9 @@ class ViT(nn.Module):
         self._row = row
         self._features = features
         self._prefix = 1 + row.registers
-        self.patch_embed = timm_model.patch_embed.proj
+        embedding = timm_model.patch_embed
+        # A stem of convolutions is the whole of its embedding.
+        self.patch_embed = getattr(embedding, "backbone", embedding.proj)
         self.cls_token = timm_model.cls_token
         self.register_tokens = timm_model.reg_token
         cls_position, positions = _split_positions(timm_model.pos_embed, row)
@@ -145,13 +152,13 @@ class ViT(nn.Module):
         """Resample the learned positions to a map of ``h`` by ``w``, by the rule of each published code.
 
         DINO, and DINOv2 without registers, scale by ``(h + 0.1) / g``, the scale used as it is given; with registers,
-        by size and with antialiasing. The trained map itself is not resampled.
+        and in backbones of our own, by size and with antialiasing. The trained map itself is not resampled.
         """
         side = math.isqrt(positions.shape[1])
         if h == w == side:
             return positions
         grid = positions.unflatten(1, (side, side)).permute(0, 3, 1, 2)
-        if self._row.registers:
+        if self._row.registers or self._row.family == "own":
             grid = functional.interpolate(grid, size=(h, w), mode="bicubic", antialias=True)
         else:
             scale = ((h + 0.1) / side, (w + 0.1) / side)

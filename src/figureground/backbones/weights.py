@@ -32,11 +32,12 @@ def fill(model: nn.Module, row: Row, path: str | os.PathLike[str] | None = None)
     Raises:
         WeightsError: If there is no such file, it cannot be read, or it does not fit.
     """
-    file = download(row) if path is None else Path(path)
+    file = Path(path) if path is not None else Path(row.file or "") if row.family == "own" else download(row)
     _check_digest(file, row)
     state = CONVERSIONS[row.family](_unwrap(_read(file, row), file, row))
     _check_fit(state, model.state_dict(), file, row)
-    model.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
+    full = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+    model.load_state_dict(full, assign=True)
 
 
 def download(row: Row) -> Path:
@@ -112,6 +113,7 @@ def dinov3_to_timm(state: State) -> State:
 
 
 CONVERSIONS: dict[str, Callable[[State], State]] = {
+    "own": lambda state: state,
     "dino": dino_to_timm,
     "dinov2": dinov2_to_timm,
     "dinov3": dinov3_to_timm,
@@ -180,6 +182,8 @@ def _check_fit(state: State, expected: Mapping[str, Tensor], file: Path, row: Ro
 
 
 def _expected(row: Row) -> str:
+    if row.family == "own":
+        return "Run `figureground pretrain` again, or use --backbone handcrafted, which needs no weights."
     return f"{row.name} expects the official {row.file} ({row.url}), or timm's {row.timm_id} as .safetensors."
 
 

@@ -8,10 +8,13 @@ from rich.console import Console
 
 from figureground import __version__
 from figureground.cli.compare import compare
+from figureground.cli.distil import distil
 from figureground.cli.doctor import doctor
 from figureground.cli.evaluate import evaluate
 from figureground.cli.found import found_head
 from figureground.cli.label import label
+from figureground.cli.predict import predict
+from figureground.cli.train import train
 from figureground.cli.truth import truth
 from figureground.errors import FiguregroundError, UsageError
 
@@ -24,9 +27,12 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 app.command()(label)
+app.command()(train)
+app.command()(predict)
 app.command()(evaluate)
 app.command()(compare)
 app.command("found-head")(found_head)
+app.command()(distil)
 app.command()(truth)
 app.command()(doctor)
 

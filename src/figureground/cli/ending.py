@@ -1,5 +1,6 @@
 """How verbs that work on images end, worded once."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,11 @@ def stoppable() -> Iterator[None]:
     except KeyboardInterrupt:
         Console(stderr=True).print("Stopped. Run the same command again to go on from here.")
         raise typer.Exit(130) from None
+
+
+def is_first_process() -> bool:
+    """Whether this is the one to speak of the processes that ``torchrun`` has started; alone, it is."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def say_left_out(console: Console, out: Path, failed: int, ignored: int) -> None:

@@ -26,10 +26,13 @@ class ImageAnnotations(TypedDict):
     annotations: list[dict[str, Any]]
 
 
-def annotate(file_name: str, size: tuple[int, int], instances: Instances, parts: bool = False) -> ImageAnnotations:
+def annotate(
+    file_name: str, size: tuple[int, int], instances: Instances, parts: bool = False, own_boxes: bool = False
+) -> ImageAnnotations:
     """Bring instances to the size of their image and encode them; those with no pixel left are dropped.
 
-    With ``parts``, ``parent`` is the place in the list of the annotation that each is part of, or ``None``.
+    With ``parts``, ``parent`` is the place in the list of the annotation that each is part of, or ``None``. With
+    ``own_boxes``, boxes are those of the instances, to a hundredth of a pixel, and not the extents of their masks.
     """
     annotations, kept = [], []
     # One at a time: at the full size of a large photograph a single mask is large enough.
@@ -39,11 +42,16 @@ def annotate(file_name: str, size: tuple[int, int], instances: Instances, parts:
             continue
         kept.append(index)
         [rle] = encode(mask)
-        rows, columns = mask[0].any(1).nonzero(), mask[0].any(0).nonzero()
-        x, y = int(columns[0]), int(rows[0])
+        if own_boxes:
+            height, width = instances.masks.shape[1:]
+            scale = (size[1] / width, size[0] / height) * 2
+            x1, y1, x2, y2 = (round(v * s, 2) for v, s in zip(instances.boxes[index].tolist(), scale, strict=True))
+        else:
+            rows, columns = mask[0].any(1).nonzero(), mask[0].any(0).nonzero()
+            x1, y1, x2, y2 = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
         annotations.append(
             {
-                "bbox": [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y],
+                "bbox": [x1, y1, round(x2 - x1, 2), round(y2 - y1, 2)],
                 "area": int(mask.sum()),
                 "segmentation": rle,
                 "score": round(float(instances.scores[index]), 6),

@@ -1,5 +1,6 @@
 """Decode any image file to RGB, or say in a sentence why not."""
 
+import io
 import os
 import warnings
 from collections.abc import Callable
@@ -30,12 +31,12 @@ def load_image(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "H W 3"]:
 
 
 def decode(
-    path: str | os.PathLike[str], enough: Callable[[Size], Size] | None = None
+    source: str | os.PathLike[str] | bytes, enough: Callable[[Size], Size] | None = None
 ) -> tuple[UInt8[np.ndarray, "H W 3"], Size]:
     """Decode an image and tell the size it has on disk.
 
     Args:
-        path: The file.
+        source: The file, or what it holds.
         enough: From the whole ``(height, width)`` to one that is enough: a JPEG may then be decoded at a half, a
             quarter or an eighth of its size, which is many times faster; ``None`` decodes it whole.
 
@@ -49,7 +50,7 @@ def decode(
         with warnings.catch_warnings():
             # Between Pillow's warning and its refusal there is nothing to say; damaged metadata is not our concern.
             warnings.simplefilter("ignore")
-            with Image.open(path) as image:
+            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
                 return _to_rgb(image, enough)
     except ImageError:
         raise
@@ -64,7 +65,7 @@ def decode(
     except PermissionError:
         raise ImageError("The file may not be read (permission denied).") from None
     except UnidentifiedImageError:
-        empty = Path(path).stat().st_size == 0
+        empty = not (source if isinstance(source, bytes) else Path(source).stat().st_size)
         raise ImageError("The file is empty." if empty else "The file is not an image this program can read.") from None
     except MemoryError:
         raise ImageError("The image does not fit in memory.") from None

@@ -1,7 +1,7 @@
 """Find the images that a command was given."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +34,9 @@ class ImageList:
         return self.root / name
 
 
-def list_images(inputs: Sequence[str | os.PathLike[str]], exclude: Path | None = None) -> ImageList:
+def list_images(
+    inputs: Sequence[str | os.PathLike[str]], exclude: Path | None = None, extensions: Collection[str] = EXTENSIONS
+) -> ImageList:
     """List the images among files and folders, folders recursively, each file once.
 
     In a folder, files with an image's extension count (hidden ones do not); a file given by name always counts. Links
@@ -43,6 +45,7 @@ def list_images(inputs: Sequence[str | os.PathLike[str]], exclude: Path | None =
     Args:
         inputs: Files and folders.
         exclude: A folder to leave out: the run's own.
+        extensions: What counts in a folder; lower case, with the dot.
 
     Raises:
         UsageError: If nothing was given, an input does not exist, or no image is found.
@@ -58,7 +61,7 @@ def list_images(inputs: Sequence[str | os.PathLike[str]], exclude: Path | None =
         if os.path.isdir(path):
             folders.append(path)
             for found in _walk(path, skip, ()):
-                if _is_image_name(found):
+                if _is_image_name(found, extensions):
                     files.add(found)
                 else:
                     ignored += 1
@@ -70,7 +73,7 @@ def list_images(inputs: Sequence[str | os.PathLike[str]], exclude: Path | None =
         where = ", ".join(repr(os.fspath(entry)) for entry in inputs)
         raise UsageError(
             f"No images were found in {where} ({ignored} other files).",
-            f"Images are recognised by their extension: {' '.join(sorted(EXTENSIONS))}.",
+            f"Images are recognised by their extension: {' '.join(sorted(extensions))}.",
         )
     root = os.path.commonpath([*folders, *(os.path.dirname(file) for file in files if not _inside(file, folders))])
     names = sorted(os.path.relpath(file, root).replace(os.sep, "/") for file in files)
@@ -104,8 +107,8 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _is_image_name(path: str) -> bool:
-    return os.path.splitext(path)[1].lower() in EXTENSIONS or os.path.isdir(path)
+def _is_image_name(path: str, extensions: Collection[str]) -> bool:
+    return os.path.splitext(path)[1].lower() in extensions or os.path.isdir(path)
 
 
 def _inside(file: str, folders: Sequence[str]) -> bool:

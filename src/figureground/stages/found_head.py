@@ -1,6 +1,5 @@
 """`figureground found-head`: a folder of photographs to FOUND's trained head."""
 
-import json
 import math
 import os
 import time
@@ -21,11 +20,12 @@ from figureground.config import Config, build, merge, requested
 from figureground.data.images import decode
 from figureground.data.listing import ImageList, list_images
 from figureground.data.resize import resize_image
-from figureground.errors import ConfigError, ImageError, RunError, UsageError
+from figureground.errors import ConfigError, ImageError, RunError
 from figureground.proposals.found_head import FeatureKind, FoundHead
 from figureground.stages.environment import describe
 from figureground.stages.labeller import BackboneConfig, check_device, is_learned
-from figureground.stages.resume import check_config
+from figureground.stages.result import last_losses
+from figureground.stages.resume import check_config, check_images
 from figureground.storage import jsonlines
 from figureground.storage.atomic import make_folder, write_json
 from figureground.storage.lock import exclusive
@@ -177,7 +177,7 @@ def run(config: FoundHeadConfig, out: Path, progress: Callable[[StepReport], Non
     make_folder(out)
     with exclusive(out):
         check_config(config, out / "config.json", _FREE)
-        _check_images(names, out / "images.json")
+        check_images(names, out / "images.json")
         backbone, kind = _load_backbone(config)
         photographs = Photographs(images, names, config, out / "failures.jsonl")
         write_json(out / "config.json", config.model_dump(mode="json"))
@@ -205,7 +205,7 @@ def run(config: FoundHeadConfig, out: Path, progress: Callable[[StepReport], Non
             steps=position.step,
             resumed=position.step - fresh,
             skipped=position.skipped,
-            losses=_last_losses(log),
+            losses=last_losses(log),
             foreground=round(_foreground(config, backbone, head, photographs.batch(config.steps)), 4),
             seconds=round(time.perf_counter() - start, 3),
         )
@@ -364,30 +364,4 @@ def _load_backbone(config: FoundHeadConfig) -> tuple[Any, FeatureKind]:
         precision=choice.precision,
         device=config.device,
     )
-    return backbone, FeatureKind(choice.name, choice.features, backbone.patch_size, backbone.width)
-
-
-def _check_images(names: Sequence[str], path: Path) -> None:
-    """A run that goes on with other photographs would be neither the old one nor the new one."""
-    if not path.exists():
-        return
-    try:
-        before = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise UsageError(f"{path} is damaged: {error}.", "Choose another --out.") from None
-    if before["fingerprint"] != fingerprint(names):
-        raise ConfigError(
-            f"The photographs are not those that {path.parent} was started with: {before['images']} then, "
-            f"{len(names)} now, or other names.",
-            "Choose another --out, or bring the folder back to what it was.",
-        )
-
-
-def _last_losses(log: Path, steps: int = 50) -> dict[str, float]:
-    lines = [entry["losses"] for entry in jsonlines.read(log) if "losses" in entry][-steps:]
-    means = {}
-    for name in lines[-1] if lines else ():
-        values = [line[name] for line in lines if line.get(name) is not None]
-        if values:
-            means[name] = round(sum(values) / len(values), 6)
-    return means
+    return backbone, FeatureKind(backbone.name, choice.features, backbone.patch_size, backbone.width)

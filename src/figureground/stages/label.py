@@ -4,24 +4,20 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from pydantic import Field, field_validator
 
 from figureground.config import build, merge, requested
-from figureground.data.coco import ImageAnnotations, annotate, write_coco
+from figureground.data.coco import ImageAnnotations, annotate
 from figureground.data.images import decode
-from figureground.data.listing import ImageList, list_images
+from figureground.data.listing import list_images
 from figureground.errors import ConfigError, ImageError
 from figureground.runners import Runner, run_serial
 from figureground.stages.labeller import Labeller, LabellerConfig
 from figureground.stages.result import Progress, StageResult
-from figureground.stages.sharding import Record, Sweep, describe_run, opened
-from figureground.storage import jsonlines
-from figureground.storage.atomic import write_json
-from figureground.viewer import thumbnail_size, write_report
+from figureground.stages.sharding import Record, Sweep, describe_run, opened, write_masks
 
 # What may differ when a run goes on: where it computes, and how much of the list it covers.
 _FREE = ("device", "limit")
@@ -107,7 +103,8 @@ def run(
             return {**found, "instances": len(found["annotations"])}
 
         sweep.run(examine, labeller.seconds, runner, progress)
-        result = _finish(config, images, sweep, out, start)
+        description = f"figureground label, {config.method} on {config.backbone.name}"
+        result = write_masks("label", description, sweep, images, out, start)
         sweep.log("end", seconds=result.seconds)
     return result
 
@@ -121,30 +118,3 @@ def _label_image(labeller: Labeller, path: Path, name: str) -> ImageAnnotations:
         raise ImageError(f"No features could be made of the image: {error}") from error
     with labeller.timed("write"):
         return annotate(name, size, instances, parts=labeller.method.PARTS)
-
-
-def _finish(config: LabelConfig, images: ImageList, sweep: Sweep, out: Path, start: float) -> StageResult:
-    image_count, instance_count = write_coco(
-        out / "annotations.json",
-        lambda: (cast(ImageAnnotations, record) for record in sweep.records()),
-        f"figureground label, {config.method} on {config.backbone.name}",
-    )
-    failures = sweep.failures()
-    jsonlines.write(out / "failures.jsonl", failures)
-    seconds = time.perf_counter() - start
-    result = StageResult(
-        out=out,
-        report=out / "report.html",
-        images=image_count,
-        instances=instance_count,
-        failed=len(failures),
-        ignored=images.ignored,
-        resumed=sweep.total - sweep.fresh,
-        seconds=round(seconds, 3),
-        stage_seconds=sweep.stage_seconds(),
-    )
-    facts = {key: value for key, value in asdict(result).items() if key not in ("out", "report")}
-    rate = round(sweep.fresh / seconds, 3) if sweep.fresh else None
-    write_json(out / "result.json", {"stage": "label", **facts, "images_per_s": rate, "image_root": str(images.root)})
-    write_report(out, load_image=lambda name: decode(images.path(name), enough=thumbnail_size)[0])
-    return result

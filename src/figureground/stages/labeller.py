@@ -2,18 +2,19 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from figureground import backbones
+from figureground.backbones import Features, Precision, own
 from figureground.config import Config, build
 from figureground.data.images import load_image
 from figureground.data.resize import fit_size, resize_image, to_tensor
@@ -40,16 +41,23 @@ from figureground.structures import Instances, PatchFeatures
 class BackboneConfig(Config):
     """Which features an image is turned into."""
 
-    name: str = Field(default="handcrafted", description="A backbone of the catalogue; `handcrafted` needs no weights.")
+    name: str = Field(
+        default="handcrafted",
+        description="A backbone of the catalogue (`handcrafted` needs no weights), or a run of `pretrain` or `distil`.",
+    )
     weights: str | None = Field(
         default=None, description="Local file with the official weights; none: the backbone's hub."
     )
-    features: Literal["keys", "queries", "values", "tokens"] = Field(
+    features: Features = Field(
         default="keys", description="Output of the last block that is used (TokenCut, MaskCut: keys)."
     )
-    precision: Literal["fp32", "bf16"] = Field(
-        default="fp32", description="Arithmetic of the backbone; bf16 is 2-3x faster."
-    )
+    precision: Precision = Field(default="fp32", description="Arithmetic of the backbone; bf16 is 2-3x faster.")
+
+    @field_validator("name")
+    @classmethod
+    def _absolute(cls, name: str) -> str:
+        # A run can then be gone on with from any folder.
+        return name if own.find_file(name) is None else os.path.abspath(os.path.expanduser(name))
 
 
 class LabellerConfig(Config):
@@ -163,7 +171,7 @@ class Labeller:
             )
         self.backbone: Any = backbone
         self.method = create(config.method, config.preset, **getattr(config, config.method).model_dump())
-        self.method.check_backbone(choice.name, choice.features, self.backbone.patch_size, self.backbone.width)
+        self.method.check_backbone(self.backbone.name, choice.features, self.backbone.patch_size, self.backbone.width)
         self.seconds: dict[str, float] = {}
 
     def fitted_size(self, size: tuple[int, int]) -> tuple[int, int]:
@@ -225,7 +233,7 @@ class Labeller:
 def label(
     image: str | os.PathLike[str] | Image.Image | UInt8[np.ndarray, "H W 3"],
     method: str | None = None,
-    backbone: str = "handcrafted",
+    backbone: str | Mapping[str, Any] = "handcrafted",
     **config: Any,
 ) -> Instances:
     """Find the objects of one image.
@@ -233,7 +241,8 @@ def label(
     Args:
         image: A path, a Pillow image, or RGB pixels.
         method: Discovery method; ``None`` takes ``maskcut`` where the backbone is learned, else ``background``.
-        backbone: A backbone of the catalogue; ``handcrafted`` needs no weights.
+        backbone: A backbone of the catalogue (``handcrafted`` needs no weights), a run of `pretrain` or `distil`, or
+            fields of :class:`BackboneConfig`.
         config: Further fields of :class:`LabellerConfig`.
 
     Returns:
@@ -255,7 +264,8 @@ def label(
         pixels = image
     else:
         pixels = load_image(image)
-    tree = {"method": method, "backbone": {"name": backbone}, **config}
+    chosen = {"name": backbone} if isinstance(backbone, str) else dict(backbone)
+    tree = {"method": method, "backbone": chosen, **config}
     size = (pixels.shape[0], pixels.shape[1])
     found = Labeller(build(LabellerConfig, tree))(pixels, size)
     masks = resize_masks(found.masks, size)

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from figureground.storage import jsonlines
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -48,3 +50,14 @@ class StageResult:
     resumed: int
     seconds: float
     stage_seconds: dict[str, float] = field(default_factory=dict)
+
+
+def last_losses(log: Path, steps: int = 50) -> dict[str, float]:
+    """The mean of each loss over the last steps in ``log.jsonl``; what was not finite is left out."""
+    lines = [entry["losses"] for entry in jsonlines.read(log) if "losses" in entry][-steps:]
+    means = {}
+    for name in lines[-1] if lines else ():
+        values = [line[name] for line in lines if line.get(name) is not None]
+        if values:
+            means[name] = round(sum(values) / len(values), 6)
+    return means

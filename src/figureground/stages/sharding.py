@@ -1,25 +1,30 @@
 """From a list of images to one record each, shard by shard: killable, resumable, the same bytes however often."""
 
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from figureground.config import Config
+from figureground.data.coco import ImageAnnotations, write_coco
+from figureground.data.images import decode
 from figureground.data.listing import ImageList
 from figureground.errors import ImageError
 from figureground.runners import Runner
 from figureground.stages.environment import describe
-from figureground.stages.result import Progress
+from figureground.stages.result import Progress, StageResult
 from figureground.stages.resume import check_config
 from figureground.storage import jsonlines
 from figureground.storage.atomic import make_folder, write_json
 from figureground.storage.lock import exclusive
 from figureground.storage.shards import Shard, fingerprint
+from figureground.viewer import thumbnail_size, write_report
 
 Record = dict[str, Any]
+# Path and name of an image.
+File = tuple[Path, str]
 
 
 @contextmanager
@@ -81,11 +86,38 @@ class Sweep:
         runner: Runner,
         progress: Callable[[Progress], None],
     ) -> None:
-        """Make the shards that are not done, or hold failures.
+        """Make the shards that are not done, or hold failures, image by image.
 
         Args:
             examine: Path and name of an image to its record, which holds ``instances``, their number, to be counted
                 and taken out. An :class:`ImageError` becomes a record with ``error``.
+            seconds: What ``examine`` adds the time of its parts to; emptied for each shard.
+            runner: What applies the work to the shards.
+            progress: Called after every image and once before the first.
+        """
+
+        def one(files: Sequence[File]) -> list[Record | ImageError]:
+            [file] = files
+            try:
+                return [examine(*file)]
+            except ImageError as error:
+                return [error]
+
+        self.run_batches(one, 1, seconds, runner, progress)
+
+    def run_batches(
+        self,
+        examine: Callable[[Sequence[File]], Sequence[Record | ImageError]],
+        batch_size: int,
+        seconds: dict[str, float],
+        runner: Runner,
+        progress: Callable[[Progress], None],
+    ) -> None:
+        """Make the shards that are not done, or hold failures, several images at once.
+
+        Args:
+            examine: Paths and names of images to the record, or the error, of each; see :meth:`run`.
+            batch_size: Images at once; fewer at the end of a shard, which no batch reaches over.
             seconds: What ``examine`` adds the time of its parts to; emptied for each shard.
             runner: What applies the work to the shards.
             progress: Called after every image and once before the first.
@@ -97,7 +129,7 @@ class Sweep:
 
         def work(task: _Task) -> dict[str, Any]:
             seconds.clear()
-            return self._make(task, examine, seconds, counter)
+            return self._make(task, examine, batch_size, seconds, counter)
 
         for summary in runner(work, todo):
             self.log("shard", **summary)
@@ -128,20 +160,26 @@ class Sweep:
             yield from task.shard.read()
 
     def _make(
-        self, task: _Task, examine: Callable[[Path, str], Record], seconds: dict[str, float], counter: "_Counter"
+        self,
+        task: _Task,
+        examine: Callable[[Sequence[File]], Sequence[Record | ImageError]],
+        batch_size: int,
+        seconds: dict[str, float],
+        counter: "_Counter",
     ) -> dict[str, Any]:
         records: list[Record] = []
         instances = failed = 0
-        for name in task.names:
-            try:
-                record = examine(self._images.path(name), name)
+        for first in range(0, len(task.names), batch_size):
+            names = task.names[first : first + batch_size]
+            made = examine([(self._images.path(name), name) for name in names])
+            for name, record in zip(names, made, strict=True):
+                if isinstance(record, ImageError):
+                    record = {"file_name": name, "error": record.message, "instances": 0}
                 found = record.pop("instances")
-            except ImageError as error:
-                record, found = {"file_name": name, "error": error.message}, 0
-            records.append(record)
-            instances += found
-            failed += "error" in record
-            counter.add(found, "error" in record)
+                records.append(record)
+                instances += found
+                failed += "error" in record
+                counter.add(found, "error" in record)
         summary = {
             "shard": task.shard.index,
             "images": len(task.names),
@@ -151,6 +189,46 @@ class Sweep:
         }
         task.shard.write(records, summary)
         return summary
+
+
+def write_masks(
+    stage: str, description: str, sweep: Sweep, images: ImageList, out: Path, start: float, *, sure: float = 0
+) -> StageResult:
+    """Write what a stage whose records are annotations has made: COCO file, failures, result and report.
+
+    Args:
+        stage: Its name.
+        description: For the COCO file.
+        sweep: Run.
+        images: All images of the run.
+        out: The run's folder.
+        start: When this start began, by ``time.perf_counter``.
+        sure: Score from which the report shows instances at first.
+    """
+    image_count, instance_count = write_coco(
+        out / "annotations.json",
+        lambda: (cast(ImageAnnotations, record) for record in sweep.records()),
+        description,
+    )
+    failures = sweep.failures()
+    jsonlines.write(out / "failures.jsonl", failures)
+    seconds = time.perf_counter() - start
+    result = StageResult(
+        out=out,
+        report=out / "report.html",
+        images=image_count,
+        instances=instance_count,
+        failed=len(failures),
+        ignored=images.ignored,
+        resumed=sweep.total - sweep.fresh,
+        seconds=round(seconds, 3),
+        stage_seconds=sweep.stage_seconds(),
+    )
+    facts = {key: value for key, value in asdict(result).items() if key not in ("out", "report")}
+    rate = round(sweep.fresh / seconds, 3) if sweep.fresh else None
+    write_json(out / "result.json", {"stage": stage, **facts, "images_per_s": rate, "image_root": str(images.root)})
+    write_report(out, load_image=lambda name: decode(images.path(name), enough=thumbnail_size)[0], sure=sure)
+    return result
 
 
 class _Counter:

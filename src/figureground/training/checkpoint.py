@@ -42,7 +42,11 @@ def save(folder: Path, model: nn.Module, optimiser: Optimizer, position: Positio
     """
     make_folder(folder)
     name = f"{position.step:08d}"
-    weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    # Each a copy of its own: weights that share memory under two names are written, and read again, under both.
+    weights = {
+        key: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for key, value in model.state_dict().items()
+    }
     write_bytes(folder / f"{name}.safetensors", safetensors.torch.save(weights))
     buffer = io.BytesIO()
     torch.save(optimiser.state_dict(), buffer)
@@ -69,7 +73,8 @@ def load(folder: Path, model: nn.Module, optimiser: Optimizer) -> Position:
         position = Position(**json.loads(latest.read_text("utf-8")))
         name = f"{position.step:08d}"
         weights = safetensors.torch.load((folder / f"{name}.safetensors").read_bytes())
-        # Only tensors and plain values are admitted: a checkpoint cannot run code.
+        # Only tensors and plain values are admitted: a checkpoint cannot run code. Both go to the devices of what they
+        # are put into; here they are on the CPU, not all ranks' on one GPU.
         state: dict[str, Any] = torch.load(folder / f"{name}.optimiser.pt", map_location="cpu", weights_only=True)
         model.load_state_dict(weights)
         optimiser.load_state_dict(state)

@@ -1,8 +1,11 @@
 """The order of the data and every random draw, as functions of a seed and a number: there is no state to save."""
 
 import hashlib
+from functools import lru_cache
 
 import torch
+from jaxtyping import Int64
+from torch import Tensor
 
 
 def generator_for(*key: int | str) -> torch.Generator:
@@ -34,6 +37,11 @@ def batch_indices(count: int, batch_size: int, step: int, seed: int) -> list[int
     indices: list[int] = []
     while len(indices) < batch_size:
         epoch, first = divmod(step * batch_size + len(indices), count)
-        order = torch.randperm(count, generator=generator_for(seed, "order", epoch)).tolist()
-        indices += order[first : first + batch_size - len(indices)]
+        indices += _order(count, seed, epoch)[first : first + batch_size - len(indices)].tolist()
     return indices
+
+
+# A step may reach into the next epoch; an order is drawn once, not once a step.
+@lru_cache(maxsize=2)
+def _order(count: int, seed: int, epoch: int) -> Int64[Tensor, "count"]:
+    return torch.randperm(count, generator=generator_for(seed, "order", epoch))

@@ -3,5 +3,6 @@
 from figureground.viewer.comparison import write_comparison
 from figureground.viewer.pictures import thumbnail_size
 from figureground.viewer.report import write_report
+from figureground.viewer.training import Picture, write_training
 
-__all__ = ["thumbnail_size", "write_comparison", "write_report"]
+__all__ = ["Picture", "thumbnail_size", "write_comparison", "write_report", "write_training"]

@@ -16,7 +16,7 @@ BARS = 20
 """Most bars in a histogram."""
 
 
-def write_report(run: Path, *, load_image: Callable[[str], np.ndarray], max_images: int = 200) -> Path:
+def write_report(run: Path, *, load_image: Callable[[str], np.ndarray], max_images: int = 200, sure: float = 0) -> Path:
     """Write ``report.html`` from what a run directory holds.
 
     The page needs nothing but itself: images, style and script are inside.
@@ -29,6 +29,7 @@ def write_report(run: Path, *, load_image: Callable[[str], np.ndarray], max_imag
             eighth of it. An image for which it raises FiguregroundError, OSError or ValueError becomes a card that
             says so.
         max_images: Images on the page; of a longer run, as many spread evenly over it.
+        sure: Instances of a lower score are hidden until asked for; if all are lower, none are.
 
     Returns:
         The path of the report.
@@ -37,10 +38,10 @@ def write_report(run: Path, *, load_image: Callable[[str], np.ndarray], max_imag
         RunError: If ``annotations.json`` is missing, a file of the run cannot be understood, or the report cannot be
             written.
     """
-    return write_page(run / "report.html", "report", _gather(run, load_image, max_images))
+    return write_page(run / "report.html", "report", _gather(run, load_image, max_images, sure))
 
 
-def _gather(run: Path, load_image: Callable[[str], np.ndarray], max_images: int) -> dict[str, Any]:
+def _gather(run: Path, load_image: Callable[[str], np.ndarray], max_images: int, sure: float) -> dict[str, Any]:
     """Everything the template shows."""
     annotations = _read_annotations(run)
     images = annotations["images"]
@@ -60,6 +61,7 @@ def _gather(run: Path, load_image: Callable[[str], np.ndarray], max_images: int)
         "timing": timing(result.get("stage_seconds") or {}),
         "cards": cards,
         "images": len(images),
+        "sure": sure if max(scores, default=0) >= sure else 0,
         "score_bars": _score_bars(scores),
         "count_bars": _count_bars(counts),
         "data": [card["data"] for card in cards],

@@ -1,0 +1,264 @@
+"""What `train` puts together: examples into batches, a detector with its average, first weights, the optimiser."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors
+from jaxtyping import UInt8
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.optim import SGD, AdamW, Optimizer
+
+from figureground.config import Config
+from figureground.data.augment import AugmentConfig, augment
+from figureground.data.copy_paste import CopyPasteConfig, copy_paste
+from figureground.data.pseudo_labels import Failures, PseudoLabels
+from figureground.data.targets import Targets
+from figureground.detectors import load, load_backbone
+from figureground.detectors.rcnn import RCNN
+from figureground.detectors.weights import fill, read_state
+from figureground.errors import UsageError, WeightsError
+from figureground.stages.detecting import DETECTOR_FILE
+from figureground.training.ema import Ema
+from figureground.training.order import generator_for
+from figureground.training.schedules import warmup_steps
+
+# Images that are looked for before training begins.
+_LOOKED_FOR = 64
+BACKBONE_FILE = "backbone.safetensors"
+Example = tuple[UInt8[Tensor, "3 _ _"], Targets, int]
+# Images, what is in them, and the number of the batch's first draw.
+Batch = tuple[list[UInt8[Tensor, "3 _ _"]], list[Targets], int]
+
+
+class OptimiserConfig(Config):
+    """How weights follow from gradients; the defaults are those of CutLER's first round as released."""
+
+    name: Literal["sgd", "adamw"] = Field(default="sgd", description="(CutLER: sgd; ViTDet: adamw).")
+    rate: float = Field(
+        default=0.01, gt=0, description="Learning rate (CutLER: 0.01 released, 0.005 in the paper; ViTDet: 1e-4)."
+    )
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="Of SGD; AdamW's first beta (CutLER, ViTDet: 0.9).")
+    weight_decay: float = Field(
+        default=5e-5, ge=0, description="Not of norms and positions (CutLER: 5e-5; self-training 1e-4; ViTDet: 0.1)."
+    )
+    warmup: int = Field(default=1000, ge=0, description="Steps until the whole rate is reached (CutLER: 1000).")
+    warmup_factor: float = Field(default=0.001, ge=0, le=1, description="Of the rate at step 0 (CutLER: 0.001).")
+    milestones: tuple[float, ...] = Field(
+        default=(0.5,),
+        description="Shares of the steps after which the rate is lowered (CutLER: 80,000 of 160,000 steps).",
+    )
+    gamma: float = Field(
+        default=0.02,
+        gt=0,
+        le=1,
+        description="What the rate is multiplied by at each (CutLER: 0.02 released, 0.2 in the paper).",
+    )
+    max_norm: float | None = Field(
+        default=1.0, gt=0, description="The gradient is scaled down to this norm; none: left alone (CutLER: 1)."
+    )
+
+    @field_validator("milestones")
+    @classmethod
+    def _shares(cls, shares: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(0 < share < 1 for share in shares):
+            raise ValueError(f"Configuration key 'optimiser.milestones': shares of the steps, in (0, 1), got {shares}.")
+        return shares
+
+
+def make_optimiser(detector: RCNN, config: OptimiserConfig) -> Optimizer:
+    """An optimiser of what is to be learned in a detector; norms and positions have no weight decay."""
+    kept: set[int] = set()
+    for module in detector.modules():
+        if isinstance(module, (_NormBase, nn.GroupNorm, nn.LayerNorm)):
+            kept.update(id(parameter) for parameter in module.parameters(recurse=False))
+    kept.update(id(value) for name, value in detector.named_parameters() if name.endswith("pos_embed"))
+    learned = [parameter for parameter in detector.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [each for each in learned if id(each) not in kept], "weight_decay": config.weight_decay},
+        {"params": [each for each in learned if id(each) in kept], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if config.name == "sgd":
+        return SGD(groups, lr=config.rate, momentum=config.momentum)
+    return AdamW(groups, lr=config.rate, betas=(config.momentum, 0.999))
+
+
+def rate_schedule(config: OptimiserConfig, steps: int) -> Callable[[int], float]:
+    """From the number of a step to what the rate is multiplied by."""
+    milestones = [round(share * steps) for share in config.milestones]
+    return warmup_steps(milestones, config.gamma, config.warmup, config.warmup_factor)
+
+
+class Learner(nn.Module):
+    """A detector that is trained and, where one is wanted, its moving average: what a checkpoint holds.
+
+    Args:
+        detector: To be trained.
+        momentum: Of the average; none: there is none.
+
+    Attributes:
+        best: The average, or else the detector itself: what is measured and kept.
+    """
+
+    def __init__(self, detector: RCNN, momentum: float | None) -> None:
+        super().__init__()
+        self.detector = detector
+        self.average = None if momentum is None else Ema(detector)
+        self._momentum = momentum or 0.0
+
+    @property
+    def best(self) -> RCNN:
+        """See the class."""
+        chosen: Any = self.detector if self.average is None else self.average.module
+        return chosen
+
+    def after_update(self, step: int) -> None:
+        """Move the average; slowly only once there is something to average."""
+        if self.average is not None:
+            self.average.update(min(self._momentum, (step + 1) / (step + 10)))
+
+
+class Examples:
+    """Images and their pseudo-labels, varied at random and put together as batches; picklable, for the workers.
+
+    Every draw is a function of the seed and the number of the draw.
+
+    Args:
+        labels: What is learned from.
+        augmentation: How images are varied.
+        pasting: How objects are pasted; none: they are not.
+        seed: Of all draws.
+        paste_later: Leave pasting to :meth:`paste`, on another device.
+    """
+
+    def __init__(
+        self,
+        labels: PseudoLabels,
+        augmentation: AugmentConfig,
+        pasting: CopyPasteConfig | None,
+        seed: int,
+        paste_later: bool,
+    ) -> None:
+        self.labels, self.augmentation, self.pasting = labels, augmentation, pasting
+        self.seed, self.paste_later = seed, paste_later
+
+    def __call__(self, index: int, draw: int) -> Example:
+        """The image at a place, varied by a draw."""
+        pixels, targets = self.labels.example(index)
+        return *augment(pixels, targets, self.augmentation, generator_for(self.seed, "augment", draw)), draw
+
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        """A batch; objects are pasted between its images, which are those of one process."""
+        images, targets, draws = zip(*examples, strict=True)
+        batch = list(images), list(targets), draws[0]
+        return batch if self.paste_later else self.paste(batch)
+
+    def paste(self, batch: Batch) -> Batch:
+        """Paste objects between the images of a batch, on their device."""
+        if self.pasting is None:
+            return batch
+        images, targets, draw = batch
+        return *copy_paste(images, targets, self.pasting, generator_for(self.seed, "copy-paste", draw)), draw
+
+
+def to_device(batch: Batch, device: str) -> Batch:
+    """A batch on a device."""
+    images, targets, draw = batch
+
+    def moved(tensor: Tensor) -> Tensor:
+        return tensor.to(device, non_blocking=True)
+
+    return (
+        [moved(image) for image in images],
+        [
+            Targets(
+                boxes=moved(own["boxes"]),
+                labels=moved(own["labels"]),
+                masks=moved(own["masks"]),
+                weights=moved(own["weights"]),
+            )
+            for own in targets
+        ],
+        draw,
+    )
+
+
+class Report:
+    """Takes what cannot be used; keeps it until there is a file to name it in."""
+
+    def __init__(self) -> None:
+        self._kept: list[tuple[str, str]] = []
+        self._failures: Failures | None = None
+
+    def __call__(self, path: str, error: str) -> None:
+        """Name one."""
+        if self._failures is None:
+            self._kept.append((path, error))
+        else:
+            self._failures(path, error)
+
+    def write_to(self, path: Path) -> None:
+        """From here on to ``failures.jsonl``, what was kept included."""
+        self._failures = Failures(path)
+        for path_and_error in self._kept:
+            self._failures(*path_and_error)
+
+
+def check_labels(labels: PseudoLabels, categories: int) -> None:
+    """Look whether the images are where they are looked for, and of the categories that there are.
+
+    Raises:
+        UsageError: If none of the first images is there, or there are more categories than the detector has.
+    """
+    some = [labels.name(index) for index in range(min(len(labels), _LOOKED_FOR))]
+    if not any((labels.images / name).is_file() for name in some):
+        raise UsageError(
+            f"The images of the pseudo-labels are not in {labels.images}: there is no {some[0]!r}"
+            + (f", nor any other of the first {len(some)}." if len(some) > 1 else "."),
+            "Give the folder that their file names are relative to, as it was given to `label`.",
+        )
+    if not labels.config.class_agnostic and labels.max_category > categories:
+        raise UsageError(
+            f"The pseudo-labels have categories up to {labels.max_category}, the detector has {categories}.",
+            f"Add --set detector.categories={labels.max_category}.",
+        )
+
+
+def load_weights(detector: RCNN, source: str) -> None:
+    """Give a detector the weights to begin with.
+
+    Args:
+        detector: Any.
+        source: A detector of the same architecture (a file, or the folder of a training), which is taken whole; or a
+            backbone (a file, a name, or the folder of `pretrain`), see
+            :func:`figureground.detectors.load_backbone`.
+
+    Raises:
+        WeightsError: If the weights cannot be had or do not fit.
+    """
+    path = Path(source)
+    if path.is_dir():
+        found = [path / name for name in (DETECTOR_FILE, BACKBONE_FILE) if (path / name).is_file()]
+        if not found:
+            raise WeightsError(
+                f"{path} holds neither {DETECTOR_FILE} nor {BACKBONE_FILE}.",
+                "Give the folder of a training that has ended, or a file of weights.",
+            )
+        path = found[0]
+    if path.is_file() and _is_detector(path):
+        fill(detector, load(path).state_dict(), f"The detector in {path}", "Begin with one of the same --detector.")
+    else:
+        load_backbone(detector, path if path.is_file() else source)
+
+
+def _is_detector(path: Path) -> bool:
+    if path.suffix != ".safetensors":
+        return any(name.endswith("cls_score.weight") for name in read_state(path))
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return "rpn.conv.weight" in file.keys()  # noqa: SIM118 (it is no dictionary)
+    except Exception:  # damaged: whoever reads it says how
+        return False
