@@ -6,7 +6,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from figureground.cli.ending import say_left_out, stoppable
+from figureground.cli.ending import is_first_process, say_left_out, stoppable
 from figureground.cli.options import Device, Limit, Out
 from figureground.stages.pretrain_recipes import RECIPES
 
@@ -32,7 +32,7 @@ def pretrain(
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="epochs, batch_size, workers, seed, crops.local_count, dino.vit.arch, probe.labels ...; repeatable.",
+            help="epochs, batch_size, workers, seed, crops.local_count, dino.vit.width, probe.labels ...; repeatable.",
         ),
     ] = None,
 ) -> None:
@@ -52,7 +52,7 @@ def pretrain(
     config = stage.configure(images or (), assignments or (), recipe=recipe, device=device, limit=limit)
     with stoppable(), training_bar("Learning") as progress:
         result = stage.run(config, out, progress)
-    if result.reports:
+    if is_first_process():
         _report(result)
     raise typer.Exit(3 if result.failed else 0)
 
@@ -67,3 +67,4 @@ def _report(result: "PretrainResult") -> None:
         console.print(f"{result.skipped} steps were skipped: the loss or its gradient was not finite.")
     say_left_out(console, result.out, result.failed, result.ignored)
     console.print(f"Backbone: {escape(str(result.backbone))}")
+    console.print(f"Use:      figureground label ... --backbone {escape(str(result.out))}")

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from figureground.data.resize import resize_image
 from figureground.data.tars import ImageFile
-from figureground.errors import ImageError
+from figureground.errors import ImageError, RunError
 
 Square = tuple[UInt8[np.ndarray, "S S 3"], float]
 
@@ -56,7 +56,7 @@ def load_squares(
     device: str = "cpu",
     workers: int = 0,
     failed: Callable[[str, str], None] = lambda name, error: None,
-) -> Squares | None:
+) -> Squares:
     """Decode all photographs, one after another.
 
     Args:
@@ -66,8 +66,8 @@ def load_squares(
         workers: Processes that decode; 0: this one.
         failed: Called with name and reason of each photograph that cannot be read.
 
-    Returns:
-        The squares; ``None`` if no photograph can be read.
+    Raises:
+        RunError: If no photograph can be read.
     """
     pixels = torch.empty(len(files), side, side, 3, dtype=torch.uint8, device=device)
     aspects, readable = [], []
@@ -89,10 +89,18 @@ def load_squares(
             aspects.append(read[1])
             readable.append(index)
     if not readable:
-        return None
+        raise none_readable(files)
     # The first readable one at or after each; behind the last comes the first again.
     rows = torch.searchsorted(torch.tensor(readable), torch.arange(len(files))) % len(readable)
     return Squares(pixels[: len(readable)], torch.tensor(aspects, dtype=torch.float32), rows)
+
+
+def none_readable(files: Sequence[ImageFile]) -> RunError:
+    """What is to be said where not one photograph can be read."""
+    return RunError(
+        f"None of the {len(files)} images can be read, {files[0].name} and all others.",
+        "Look at a few of them with another program.",
+    )
 
 
 class _Reader:

@@ -1,24 +1,14 @@
 """`figureground pretrain`: a folder of images to a backbone of its own.
 
-``backbone.safetensors`` holds the teacher's weights in timm's names, and under the one metadata key
-``figureground_backbone`` a JSON object that says all that is needed to use them:
-
-``version`` (1), ``timm_id``, ``patch_size``, ``image_size``, ``width``, ``depth``, ``heads``
-    The network: ``timm.create_model(timm_id, num_classes=0, patch_size=patch_size, img_size=image_size,
-    embed_dim=width, depth=depth, num_heads=heads)``, one CLS token and no registers.
-``positions``
-    How they are brought to other sizes: ``bicubic-antialias``, as timm's ``dynamic_img_size`` does it.
-``mean``, ``std``
-    Of the RGB images in [0, 1] that it takes.
-``recipe``, ``method`` (``dino`` or ``ibot``), ``steps``, ``batch_size``, ``images``, ``fingerprint``, ``licence``
-    Where it comes from; ``fingerprint`` is that of the names of its images.
+``backbone.safetensors`` holds the teacher's weights and says how to build it (:mod:`figureground.backbones.own`).
+Beside that its metadata have ``recipe``, ``method`` (``dino`` or ``ibot``), ``steps``, ``batch_size``, ``images``,
+``fingerprint`` (of their names) and ``licence``.
 """
 
 import contextlib
-import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -30,11 +20,13 @@ from jaxtyping import Float, UInt8
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
+from figureground.backbones import own
 from figureground.config import Config, build, merge, requested
 from figureground.data.crops import CropsConfig, multi_crop
-from figureground.data.squares import load_squares, read_square
+from figureground.data.pseudo_labels import Failures
+from figureground.data.squares import Square, load_squares, none_readable, read_square
 from figureground.data.tars import ImageFile, list_image_files
-from figureground.errors import ImageError, RunError
+from figureground.errors import ImageError
 from figureground.stages.environment import describe
 from figureground.stages.labeller import check_device
 from figureground.stages.pretrain_recipes import RECIPES, find_recipe
@@ -47,13 +39,11 @@ from figureground.storage.lock import exclusive
 from figureground.storage.shards import fingerprint
 from figureground.training.checkpoint import Position
 from figureground.training.dino import Dino, DinoConfig, parameter_groups, schedules
-from figureground.training.distributed import joined, on_first, world
+from figureground.training.distributed import joined, on_first, share, world
 from figureground.training.loading import batches_of
 from figureground.training.loop import StepReport, train
 from figureground.training.order import generator_for
 
-VERSION = 1
-_KEY = "figureground_backbone"
 _GIB = 2**30
 # What may differ when a run goes on: where and how it computes, what is measured beside it.
 _FREE = ("device", "memory_gib", "workers", "checkpoint_every", "watch_every", "probe", "tensorboard")
@@ -189,13 +179,14 @@ def run(config: PretrainConfig, out: Path, progress: Callable[[StepReport], None
     check_device(config.device)
     with joined(config.device) as here, contextlib.ExitStack() as stack:
         # First what may be refused: it leaves no folder behind.
-        run_ = _Run(config, files, out)
+        learning = _Learning(config, files, out)
         if here.first:
             make_folder(out)
             stack.enter_context(exclusive(out))
         on_first(_open, config, files, out)
         log = out / "log.jsonl"
-        photographs = Photographs(files, config, out / "failures.jsonl")
+        failures = Failures(out / "failures.jsonl")
+        photographs = Photographs(files, config, failures)
         fresh, began = 0, time.perf_counter()
 
         def count(report: StepReport) -> None:
@@ -203,13 +194,13 @@ def run(config: PretrainConfig, out: Path, progress: Callable[[StepReport], None
             fresh += 1
             progress(report)
 
-        position = run_.train(photographs, count)
+        position = learning.train(photographs, count)
         rate = round(fresh * config.batch_size / (time.perf_counter() - began), 3) if fresh else None
         result = PretrainResult(
             out=out,
-            backbone=out / "backbone.safetensors",
+            backbone=out / own.FILE,
             images=len(files),
-            failed=len({entry["path"] for entry in jsonlines.read(out / "failures.jsonl")}),
+            failed=len(failures.entries()),
             ignored=listed.ignored,
             steps=position.step,
             resumed=position.step - fresh,
@@ -219,7 +210,7 @@ def run(config: PretrainConfig, out: Path, progress: Callable[[StepReport], None
             images_per_s=rate,
             seconds=round(time.perf_counter() - start, 3),
         )
-        on_first(_close, result, run_, listed.root)
+        on_first(_close, result, learning, listed.root)
     return result
 
 
@@ -231,29 +222,30 @@ def _open(config: PretrainConfig, files: Sequence[ImageFile], out: Path) -> None
     write_json(out / "config.json", config.model_dump(mode="json"))
     write_json(out / "environment.json", {**describe(world().device), "processes": world().size})
     write_json(out / "images.json", {"images": len(names), "fingerprint": fingerprint(names)})
-    if not (out / "failures.jsonl").exists():
-        jsonlines.write(out / "failures.jsonl", ())
+    Failures(out / "failures.jsonl")
     jsonlines.append(out / "log.jsonl", {"event": "start", "time": time.time(), "images": len(names)})
 
 
-def _close(result: PretrainResult, run_: "_Run", root: Path) -> None:
+def _close(result: PretrainResult, learning: "_Learning", root: Path) -> None:
     """Write the backbone and what came of the run."""
-    run_.export(result.steps)
+    learning.export(result.steps)
     facts = {key: value for key, value in asdict(result).items() if key not in ("out", "backbone")}
     write_json(result.out / "result.json", {"stage": "pretrain", **facts, "image_root": str(root)})
     jsonlines.append(result.out / "log.jsonl", {"event": "end", "time": time.time(), "seconds": result.seconds})
 
 
-class _Run:
-    """The model of a run, and what is done with it."""
+class _Learning:
+    """The model of a run: how it is trained, measured and written."""
 
     def __init__(self, config: PretrainConfig, files: Sequence[ImageFile], out: Path) -> None:
         self.config, self.files, self.out = config, files, out
+        share(range(config.batch_size))
         epoch_steps = len(files) / config.batch_size
         self.steps = config.steps or max(round(config.epochs * epoch_steps), 1)
         self.rate = config.dino.rate * config.batch_size / 256
         self.course = schedules(config.dino, self.steps, epoch_steps, self.rate)
-        self.model = Dino(config.dino, self.course, generator_for(config.seed, "weights")).to(world().device)
+        self.model = Dino(config.dino, self.course, generator_for(config.seed, "weights"))
+        self.model.use(torch.device(world().device))
         self.probes: dict[str, Callable[[Any], float]] = {}
         if world().first:
             self.probes = _probes(config, files)
@@ -292,18 +284,9 @@ class _Run:
         return found | {name: round(probe(self.model.backbone), 6) for name, probe in self.probes.items()}
 
     def export(self, steps: int) -> None:
-        """Write ``backbone.safetensors`` after so many steps; see the head of this file."""
+        """Write ``backbone.safetensors`` as it is after so many steps."""
         config, names = self.config, [file.name for file in self.files]
-        backbone: Any = self.model.backbone
         facts = {
-            "version": VERSION,
-            "timm_id": f"{config.dino.vit.arch}_patch16_224",
-            "patch_size": config.dino.vit.patch_size,
-            "image_size": config.dino.vit.image_size,
-            "width": backbone.embed_dim,
-            "depth": len(backbone.blocks),
-            "heads": backbone.blocks[0].attn.num_heads,
-            "positions": "bicubic-antialias",
             "mean": config.dino.mean,
             "std": config.dino.std,
             "recipe": config.recipe,
@@ -315,9 +298,12 @@ class _Run:
             "licence": config.licence,
         }
         dtype = torch.float16 if config.half else torch.float32
-        weights = {key: value.detach().to("cpu", dtype).contiguous() for key, value in backbone.state_dict().items()}
-        # One entry: safetensors writes several in an order that changes, and the same weights are to be the same bytes.
-        write_bytes(self.out / "backbone.safetensors", safetensors.torch.save(weights, {_KEY: json.dumps(facts)}))
+        state = self.model.backbone.state_dict()
+        weights = {key: value.detach().to("cpu", dtype).contiguous() for key, value in state.items()}
+        metadata = own.describe(config.dino.vit.shape, facts)
+        write_bytes(self.out / own.FILE, safetensors.torch.save(weights, metadata))
+        # This process may have read an earlier one of that name.
+        own.read.cache_clear()
 
 
 def _probes(config: PretrainConfig, files: Sequence[ImageFile]) -> dict[str, Callable[[Any], float]]:
@@ -338,30 +324,23 @@ class Photographs:
     Args:
         files: All of them.
         config: Sizes, batches, seed.
-        failures: ``failures.jsonl``; each photograph that cannot be read is named there.
+        failures: Names each photograph that cannot be read.
 
     Raises:
         RunError: If no photograph can be read.
     """
 
-    def __init__(self, files: Sequence[ImageFile], config: PretrainConfig, failures: Path) -> None:
-        self.files, self.log, self.device = files, failures, world().device
-        self.named = {entry["path"] for entry in jsonlines.read(failures)}
+    def __init__(self, files: Sequence[ImageFile], config: PretrainConfig, failures: Failures) -> None:
+        self.device = world().device
         batched = partial(batches_of, count=len(files), batch_size=config.batch_size, seed=config.seed)
         if len(files) * config.store_side**2 * 3 > config.memory_gib * _GIB:
-            self._read = batched(_Example(files, config.store_side), workers=config.workers, collate=_stack)
+            example = _Example(files, config.store_side, failures)
+            self._read = batched(example, workers=config.workers, collate=_stack)
             self.batches = self._read_batches
             return
-        # Every process holds all of them; one names the bad ones.
-        failed: dict[str, str] = {}
-        squares = load_squares(
-            files, config.store_side, device=self.device, workers=config.workers, failed=failed.__setitem__
-        )
-        if world().first:
-            self._name(failed)
-        if squares is None:
-            raise _none_readable(failed)
-        self._held, self._places = squares, batched(_itself, collate=torch.tensor)
+        # Every process holds all of them.
+        self._held = load_squares(files, config.store_side, device=self.device, workers=config.workers, failed=failures)
+        self._places = batched(_itself, collate=torch.tensor)
         self.batches = self._held_batches
 
     def _held_batches(self, step: int) -> Iterator[Batch]:
@@ -370,46 +349,30 @@ class Photographs:
             yield self._held.pixels[rows.to(self.device)], self._held.aspects[rows]
 
     def _read_batches(self, step: int) -> Iterator[Batch]:
-        for pixels, aspects, failed in self._read(step):
-            self._name(failed)
+        for pixels, aspects in self._read(step):
             yield pixels.to(self.device, non_blocking=True), aspects
-
-    def _name(self, failed: Mapping[str, str]) -> None:
-        for name in failed.keys() - self.named:
-            jsonlines.append(self.log, {"path": name, "error": failed[name]})
-        self.named |= failed.keys()
 
 
 class _Example:
     """Reads a photograph, or the next that can be; picklable, for the workers."""
 
-    def __init__(self, files: Sequence[ImageFile], side: int) -> None:
-        self.files, self.side = files, side
+    def __init__(self, files: Sequence[ImageFile], side: int, failures: Failures) -> None:
+        self.files, self.side, self.failures = files, side, failures
 
-    def __call__(self, index: int, draw: int) -> tuple[Any, float, dict[str, str]]:
-        failed = {}
+    def __call__(self, index: int, draw: int) -> Square:
         for offset in range(len(self.files)):
             file = self.files[(index + offset) % len(self.files)]
             try:
-                return *read_square(file, self.side), failed
+                return read_square(file, self.side)
             except ImageError as error:
-                failed[file.name] = error.message
-        raise _none_readable(failed)
+                self.failures(file.name, error.message)
+        raise none_readable(self.files)
 
 
-def _stack(examples: list[tuple[Any, float, dict[str, str]]]) -> tuple[Tensor, Tensor, dict[str, str]]:
-    squares, aspects, failed = zip(*examples, strict=True)
-    named = {name: error for each in failed for name, error in each.items()}
-    return torch.stack([torch.from_numpy(square.copy()) for square in squares]), torch.tensor(aspects), named
+def _stack(squares: list[Square]) -> Batch:
+    pixels, aspects = zip(*squares, strict=True)
+    return torch.stack([torch.from_numpy(square.copy()) for square in pixels]), torch.tensor(aspects)
 
 
 def _itself(index: int, draw: int) -> int:
     return index
-
-
-def _none_readable(failed: Mapping[str, str]) -> RunError:
-    name, error = next(iter(failed.items()))
-    return RunError(
-        f"None of the {len(failed)} images can be read; the first, {name}: {error}",
-        "Look at a few of them with another program.",
-    )

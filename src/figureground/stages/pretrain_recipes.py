@@ -40,7 +40,7 @@ def small() -> dict[str, Any]:
         "epochs": 100,
         "store_side": 128,
         "dino": {
-            "vit": {"arch": "vit_tiny", "patch_size": 8, "image_size": 96},
+            "vit": {"patch_size": 8, "image_size": 96, "width": 192, "heads": 3},
             "head": {"outputs": 4096, "hidden": 1024, "bottleneck": 256},
             "momentum": 0.99,
         },
@@ -61,7 +61,7 @@ def tiny() -> dict[str, Any]:
         "checkpoint_every": 50,
         "watch_every": 100,
         "dino": {
-            "vit": {"arch": "vit_tiny", "patch_size": 8, "image_size": 32, "width": 64, "depth": 2, "heads": 2},
+            "vit": {"patch_size": 8, "image_size": 32, "width": 64, "depth": 2, "heads": 2},
             "head": {"outputs": 128, "hidden": 128, "bottleneck": 64},
             "collapse": {"after_steps": 200},
             "rate": 8e-3,

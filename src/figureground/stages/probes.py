@@ -84,7 +84,7 @@ class KnnProbe:
         squares = load_squares(chosen, side, failed=lambda name, _: failed.add(name))
         names = [class_of(file.name, config.labels) for file in chosen if file.name not in failed]
         classes = sorted(set(names))
-        if squares is None or len(classes) < 2:
+        if len(classes) < 2:
             raise ConfigError(
                 f"The accuracy of k-NN needs images of two classes or more, but probe.labels={config.labels} finds "
                 f"{len(classes)}.",
@@ -147,7 +147,7 @@ class CorLocProbe:
     def __call__(self, backbone: Any) -> float:
         """CorLoc of the images that have true boxes."""
         # The adapter takes a model's parts over.
-        vit = ViT(copy.deepcopy(backbone), self._row(backbone), "keys", "fp32")
+        vit = ViT(copy.deepcopy(backbone), self._row, "keys", "fp32")
         found: dict[int, tuple[Annotation, ...]] = {}
         for image, pixels in zip(self.truth.images, self.images, strict=True):
             with torch.inference_mode():
@@ -170,13 +170,14 @@ class CorLocProbe:
             ) from None
         return resize_image(pixels, fit_size((image.height, image.width), size, self.dino.vit.patch_size))
 
-    def _row(self, backbone: Any) -> Row:
+    @property
+    def _row(self) -> Row:
         return Row(
             name="learned here",
-            family="dino",
+            family="own",
             patch_size=self.dino.vit.patch_size,
-            width=backbone.embed_dim,
-            heads=backbone.blocks[0].attn.num_heads,
+            width=self.dino.vit.width,
+            heads=self.dino.vit.heads,
             mean=self.dino.mean,
             std=self.dino.std,
             paper="Caron et al., ICCV 2021",

@@ -1,8 +1,9 @@
 """Going on with a run: only with the configuration and the images it was started with."""
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from figureground.config import Config, differences
 from figureground.errors import ConfigError
@@ -15,7 +16,7 @@ def check_config(config: Config, path: Path, free: Collection[str]) -> None:
     Args:
         config: Of this start.
         path: ``config.json`` of the run.
-        free: Top-level keys that may differ.
+        free: Keys that may differ; those below the top level dotted, as ``train.workers``.
 
     Raises:
         ConfigError: If another key differs, each one listed, or the file is damaged.
@@ -26,16 +27,22 @@ def check_config(config: Config, path: Path, free: Collection[str]) -> None:
         before = json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise ConfigError(f"{path} is damaged: {error}.", "Choose another --out.") from None
-    old, new = (
-        {key: value for key, value in tree.items() if key not in free}
-        for tree in (before, config.model_dump(mode="json"))
-    )
+    old, new = (_without(tree, free) for tree in (before, config.model_dump(mode="json")))
     changed = differences(old, new)
     if changed:
         raise ConfigError(
             f"{path.parent} holds a run with another configuration:\n  " + "\n  ".join(changed),
             "Choose another --out, or give the same settings to go on with it.",
         )
+
+
+def _without(tree: Mapping[str, Any], keys: Collection[str], prefix: str = "") -> dict[str, Any]:
+    """A tree without the leaves and branches of these dotted keys."""
+    return {
+        name: _without(value, keys, f"{prefix}{name}.") if isinstance(value, Mapping) else value
+        for name, value in tree.items()
+        if f"{prefix}{name}" not in keys
+    }
 
 
 def check_images(names: Sequence[str], path: Path) -> None:

@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from figureground.backbones.own import Shape, Stem
 from figureground.config import Config
 from figureground.errors import ConfigError
 from figureground.training.collapse import CollapseConfig, check_collapse, measure_collapse
@@ -26,44 +27,24 @@ from figureground.training.schedules import cosine
 
 
 class VitConfig(Config):
-    """The network that is learned: a vision transformer as timm builds it."""
+    """The network that is learned; the defaults are ViT-S/16."""
 
-    arch: Literal["vit_tiny", "vit_small", "vit_base"] = Field(
-        default="vit_small", description="Width and heads: 192 and 3, 384 and 6 (paper), 768 and 12 (paper)."
-    )
     patch_size: int = Field(default=16, ge=2, le=64, description="Side of a patch, px (paper: 16 and 8).")
     image_size: int = Field(
         default=224, ge=8, le=1024, description="Side in px of the images that positions are learned for (paper: 224)."
     )
-    width: int | None = Field(default=None, ge=8, description="Length of a feature; none: that of `arch`.")
-    depth: int | None = Field(default=None, ge=1, description="Blocks; none: 12 (paper).")
-    heads: int | None = Field(
-        default=None, ge=1, description="Attention heads, which divide the width; none: `arch`'s."
+    width: int = Field(default=384, ge=8, description="Length of a token (paper: 384 and 768).")
+    depth: int = Field(default=12, ge=1, description="Blocks (paper: 12).")
+    heads: int = Field(default=6, ge=1, description="Of attention, which divide the width (paper: 6 and 12).")
+    stem: Stem = Field(
+        default="patch", description="How patches become tokens: `patch`, one convolution (paper), or `conv`, a few."
     )
     drop_path: float = Field(default=0.1, ge=0, lt=1, description="Of the student, at the last block (paper: 0.1).")
 
-    def build(self, drop_path: float = 0.0) -> nn.Module:
-        """Timm's model, without a classifier, for images of any size in whole patches; draws from the global generator.
-
-        Raises:
-            ConfigError: If the sizes do not fit together.
-        """
-        import timm
-
-        given: dict[str, Any] = {"embed_dim": self.width, "depth": self.depth, "num_heads": self.heads}
-        try:
-            return timm.create_model(
-                f"{self.arch}_patch16_224",
-                pretrained=False,
-                num_classes=0,
-                patch_size=self.patch_size,
-                img_size=self.image_size,
-                dynamic_img_size=True,
-                drop_path_rate=drop_path,
-                **{key: value for key, value in given.items() if value is not None},
-            )
-        except AssertionError as error:
-            raise ConfigError(f"The network cannot be built as `vit.*` says: {error}.") from None
+    @property
+    def shape(self) -> Shape:
+        """What is kept of it."""
+        return Shape(**self.model_dump(exclude={"drop_path"}))
 
 
 class HeadConfig(Config):
@@ -161,6 +142,9 @@ class Network(nn.Module):
     Args:
         config: Of the whole.
         drop_path: Of the backbone.
+
+    Raises:
+        ConfigError: If its sizes do not fit together.
     """
 
     mean: Tensor
@@ -168,8 +152,11 @@ class Network(nn.Module):
 
     def __init__(self, config: DinoConfig, drop_path: float) -> None:
         super().__init__()
-        self.backbone: Any = config.vit.build(drop_path)
-        width = self.backbone.embed_dim
+        try:
+            self.backbone: Any = config.vit.shape.build(drop_path)
+        except ValueError as error:
+            raise ConfigError(f"The network cannot be built as `dino.vit.*` says: {error}.") from None
+        width = config.vit.width
         self.head = Head(width, config.head)
         self.patch_head: Head | None = None
         self.mask_token: nn.Parameter | None = None
@@ -320,6 +307,14 @@ class Dino(nn.Module):
         super().train(mode)
         self.teacher.eval()
         return self
+
+    def use(self, device: torch.device) -> "Dino":
+        """Move to a device, and attend in the way that is fastest there: torch's fused one is slow on a CPU in bf16."""
+        fused = device.type != "cpu" or self.config.precision == "fp32"
+        for network in (self.student, self.teacher.module):
+            for block in network.backbone.blocks:
+                block.attn.fused_attn = fused
+        return self.to(device)
 
     @property
     def backbone(self) -> nn.Module:
