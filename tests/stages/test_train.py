@@ -226,6 +226,15 @@ def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "two" / "environment.json").read_text())["processes"] == 2
 
 
+def test_half_the_precision_is_nearly_the_same(labelled: Path, tmp_path: Path) -> None:
+    losses = [
+        run(light(labelled, "steps=1", f"precision={precision}"), tmp_path / precision).losses
+        for precision in ("fp32", "bf16")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+    assert losses[0] != losses[1]
+
+
 class TestInput:
     @pytest.mark.parametrize(
         ("harm", "error", "said"),
@@ -306,6 +315,11 @@ class TestFirstWeights:
         begun = run(light(labelled, *STILL, init=str(tmp_path / "first")), tmp_path / "second")
         before, after = weights(first.detector), weights(begun.detector)
         assert all(torch.equal(value, after[name]) for name, value in before.items())
+        # Moved, they are the same; others are not.
+        first.out.rename(tmp_path / "moved")
+        run(light(labelled, *STILL, init=str(tmp_path / "moved")), begun.out)
+        with pytest.raises(ConfigError, match="init_digest: "):
+            run(light(labelled, *STILL), begun.out)
 
     def test_of_a_backbone(self, labelled: Path, tmp_path: Path) -> None:
         from safetensors.torch import save_file
@@ -316,11 +330,20 @@ class TestFirstWeights:
             for name, value in weights(first.detector).items()
             if name.startswith("backbone.trunk.")
         }
+        # Learned at 96 px: one value at every place, another of the CLS token.
+        trunk["pos_embed"] = torch.full((1, 1 + 6 * 6, 24), 0.25)
+        trunk["pos_embed"][:, 0] = 0.5
         (tmp_path / "own").mkdir()
         save_file(trunk, tmp_path / "own" / "backbone.safetensors")
         begun = weights(run(light(labelled, *STILL, init=str(tmp_path / "own")), tmp_path / "second").detector)
+        positions = begun.pop("backbone.trunk.pos_embed")
+        assert positions.shape == (1, 1 + 14 * 14, 24)
+        torch.testing.assert_close(positions[:, 1:], torch.full((1, 14 * 14, 24), 0.25))
+        assert (positions[:, 0] == 0.5).all()
         before = weights(first.detector)
         for name, value in before.items():
+            if name not in begun:
+                continue
             taken = name.startswith("backbone.trunk.") or not value.any() or bool((value == 1).all())
             assert torch.equal(value, begun[name]) == taken, name
 
@@ -331,7 +354,7 @@ class TestFirstWeights:
         with pytest.raises(WeightsError, match="No file of weights"):
             run(light(labelled, init=str(tmp_path / "nothing.pth")), tmp_path / "run")
         detectors.save(tmp_path / "other.safetensors", detectors.create(detectors.configure("mask_rcnn", "tiny")))
-        with pytest.raises(WeightsError, match="The detector in .*does not fit"):
+        with pytest.raises(WeightsError, match=r"The detector in .*does not fit"):
             run(light(labelled, init=str(tmp_path / "other.safetensors")), tmp_path / "run")
         assert not (tmp_path / "run").exists()
 
@@ -431,7 +454,9 @@ class TestExamples:
     def test_another_draw_is_another_picture_with_other_objects(self, examples: Examples) -> None:
         batches = [examples.collate([examples(index, first + index) for index in range(4)]) for first in (0, 4)]
         (images, targets, _), (others, other_targets, _) = batches
-        assert not all(left.shape == right.shape and torch.equal(left, right) for left, right in zip(images, others))
+        assert not all(
+            left.shape == right.shape and torch.equal(left, right) for left, right in zip(images, others, strict=True)
+        )
         assert sum(len(each["boxes"]) for each in targets) != sum(len(each["boxes"]) for each in other_targets)
 
     def test_pasting_later_is_the_same(self, examples: Examples) -> None:

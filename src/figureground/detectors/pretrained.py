@@ -1,8 +1,12 @@
 """First weights of a detector's backbone, from whoever trained one."""
 
+import math
 import os
 import re
 from pathlib import Path
+from typing import Any
+
+from timm.layers.pos_embed import resample_abs_pos_embed
 
 from figureground.backbones.catalogue import CATALOGUE
 from figureground.backbones.weights import download
@@ -28,6 +32,8 @@ _HUB_TIMEOUT_S = 5.0
 def load_backbone(model: RCNN, source: str | os.PathLike[str]) -> None:
     """Put a backbone's weights into a detector; its pyramid and heads stay as they are.
 
+    Positions that a transformer learned at another size are brought to that of the detector's.
+
     Args:
         model: Whose ``backbone.trunk`` is filled.
         source: A file; ``timm/NAME``, a repository of timm on the Hugging Face hub, as ``timm/resnet50.a1_in1k``; or
@@ -37,7 +43,8 @@ def load_backbone(model: RCNN, source: str | os.PathLike[str]) -> None:
         WeightsError: If the weights cannot be found or read, or a tensor is missing, unexpected or of another shape.
     """
     path = _find(os.fspath(source))
-    fill(model.backbone.trunk, trunk_state(read_state(path)), f"The backbone in {path}", _REMEDY)
+    trunk = model.backbone.trunk
+    fill(trunk, _fit_positions(trunk_state(read_state(path)), trunk), f"The backbone in {path}", _REMEDY)
 
 
 def trunk_state(state: State) -> State:
@@ -48,6 +55,17 @@ def trunk_state(state: State) -> State:
             state = inner
             break
     return convert_trunk({name: value for name, value in state.items() if not _HEAD.match(name)})
+
+
+def _fit_positions(state: State, trunk: Any) -> State:
+    given = state.get("pos_embed")
+    if given is None or not hasattr(trunk, "pos_embed") or given.shape == trunk.pos_embed.shape:
+        return state
+    places = given.shape[1] - trunk.num_prefix_tokens
+    if math.isqrt(places) ** 2 != places:
+        return state
+    size = list(trunk.patch_embed.grid_size)
+    return {**state, "pos_embed": resample_abs_pos_embed(given, size, num_prefix_tokens=trunk.num_prefix_tokens)}
 
 
 def _find(source: str) -> Path:

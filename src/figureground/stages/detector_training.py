@@ -227,6 +227,24 @@ def check_labels(labels: PseudoLabels, categories: int) -> None:
         )
 
 
+def weights_file(source: str) -> Path | None:
+    """The file of first weights, in the folder of a run or by itself; ``None`` where the source is a name.
+
+    Raises:
+        WeightsError: If it is a folder without weights.
+    """
+    path = Path(source)
+    if path.is_dir():
+        found = [path / name for name in (DETECTOR_FILE, BACKBONE_FILE) if (path / name).is_file()]
+        if not found:
+            raise WeightsError(
+                f"{path} holds neither {DETECTOR_FILE} nor {BACKBONE_FILE}.",
+                "Give the folder of a training that has ended, or a file of weights.",
+            )
+        path = found[0]
+    return path if path.is_file() else None
+
+
 def load_weights(detector: RCNN, source: str) -> None:
     """Give a detector the weights to begin with.
 
@@ -239,19 +257,11 @@ def load_weights(detector: RCNN, source: str) -> None:
     Raises:
         WeightsError: If the weights cannot be had or do not fit.
     """
-    path = Path(source)
-    if path.is_dir():
-        found = [path / name for name in (DETECTOR_FILE, BACKBONE_FILE) if (path / name).is_file()]
-        if not found:
-            raise WeightsError(
-                f"{path} holds neither {DETECTOR_FILE} nor {BACKBONE_FILE}.",
-                "Give the folder of a training that has ended, or a file of weights.",
-            )
-        path = found[0]
-    if path.is_file() and _is_detector(path):
+    path = weights_file(source)
+    if path is not None and _is_detector(path):
         fill(detector, load(path).state_dict(), f"The detector in {path}", "Begin with one of the same --detector.")
     else:
-        load_backbone(detector, path if path.is_file() else source)
+        load_backbone(detector, path or source)
 
 
 def _is_detector(path: Path) -> bool:

@@ -35,6 +35,7 @@ from figureground.stages.detector_training import (
     make_optimiser,
     rate_schedule,
     to_device,
+    weights_file,
 )
 from figureground.stages.environment import describe
 from figureground.stages.labeller import check_device
@@ -53,8 +54,18 @@ from figureground.training.order import batch_indices, generator_for
 from figureground.viewer import Picture, write_training
 
 # What may differ when a run goes on: where and how it computes, what is measured beside it, and where its input lies;
-# the digest tells whether the pseudo-labels are the same.
-_FREE = ("annotations", "images", "device", "workers", "checkpoint_every", "watch_every", "probe", "tensorboard")
+# digests tell whether that is the same.
+_FREE = (
+    "annotations",
+    "images",
+    "init",
+    "device",
+    "workers",
+    "checkpoint_every",
+    "watch_every",
+    "probe",
+    "tensorboard",
+)
 # Pictures of a kind on the page.
 _SHOWN = 8
 
@@ -71,6 +82,7 @@ class TrainConfig(Config):
         description="Weights to begin with: a detector, or a backbone; none: random ones (CutLER: DINO's ResNet-50, "
         "later the round before).",
     )
+    init_digest: str | None = Field(default=None, description="SHA-256 of their file; filled in when it is read.")
     detector: DetectorConfig = CascadeMaskRCNNConfig()
     labels: PseudoLabelConfig = PseudoLabelConfig()
     augment: AugmentConfig = AugmentConfig()
@@ -235,7 +247,10 @@ def run(config: TrainConfig, out: Path, progress: Callable[[StepReport], None] =
     """
     start = time.perf_counter()
     check_device(config.device)
-    config = config.replace(digest=digest_of(Path(config.annotations)))
+    begun = weights_file(config.init) if config.init is not None else None
+    config = config.replace(
+        digest=digest_of(Path(config.annotations)), init_digest=None if begun is None else digest_of(begun)
+    )
     with joined(config.device) as here, contextlib.ExitStack() as stack:
         # First what may be refused: it leaves no folder behind.
         run_ = _Run(config)

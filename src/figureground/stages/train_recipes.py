@@ -33,17 +33,17 @@ def cutler_cascade(detector: str) -> dict[str, Any]:
         Wang et al., CutLER, CVPR 2023, and its released configuration. Deviates: bfloat16 where float16 was used; the
         statistics of the batch norms are the running ones, where 200 batches were averaged anew before a test.
     """
-    return {"optimiser": _optimiser(detector)}
+    return {"optimiser": _optimiser(detector), "workers": 4}
 
 
 def cutler_cascade_paper(detector: str) -> dict[str, Any]:
     """CutLER's first round as its paper tells it: half the rate, which is divided by 5 and not by 50."""
-    return {"optimiser": _optimiser(detector, rate=0.005, gamma=0.2)}
+    return {"optimiser": _optimiser(detector, rate=0.005, gamma=0.2), "workers": 4}
 
 
 def cutler_mask_rcnn(detector: str) -> dict[str, Any]:
     """CutLER's first round of a Mask R-CNN as released: the rate is divided by 10, and float32 is used."""
-    return {"optimiser": _optimiser(detector, gamma=0.1), "precision": "fp32"}
+    return {"optimiser": _optimiser(detector, gamma=0.1), "precision": "fp32", "workers": 4}
 
 
 def cutler_self_train(detector: str) -> dict[str, Any]:
@@ -53,6 +53,7 @@ def cutler_self_train(detector: str) -> dict[str, Any]:
         "copy_paste": {"scale": (0.5, 1.0)},
         "optimiser": _optimiser(detector, rate=0.005, weight_decay=1e-4, milestones=(), gamma=1.0),
         "steps": 80_000,
+        "workers": 4,
     }
 
 
@@ -84,7 +85,7 @@ def small(detector: str) -> dict[str, Any]:
             "long_side": 320,
         },
         "augment": {"short_sides": (128, 144, 160, 176, 192), "max_side": 320, **_COLOURS},
-        "optimiser": _optimiser(detector, gamma=0.1, milestones=(0.7, 0.9), warmup=200),
+        "optimiser": _optimiser(detector, rate=0.02, gamma=0.1, milestones=(0.7, 0.9), warmup=200),
         "precision": "fp32",
         "ema": 0.999,
         "batch_size": 8,
@@ -99,11 +100,11 @@ def tiny(detector: str) -> dict[str, Any]:
     return {
         "detector": {"preset": "tiny"},
         "augment": {"short_sides": (80, 88, 96), "max_side": 160},
-        "optimiser": _optimiser(detector, rate=0.02, gamma=0.1, milestones=(0.7, 0.9), warmup=20),
+        "optimiser": _optimiser(detector, rate=0.05, gamma=0.1, milestones=(0.7, 0.9), warmup=20),
         "precision": "fp32",
         "ema": 0.98,
         "batch_size": 4,
-        "steps": 200,
+        "steps": 300,
         "checkpoint_every": 25,
         "watch_every": 100,
     }
@@ -144,7 +145,7 @@ RECIPES: dict[str, Recipe] = {
     "small": Recipe(
         "Mask R-CNN, ResNet-18, 128 to 192 px, 6,000 steps of 8 images: small photographs on a CPU", "mask_rcnn", small
     ),
-    "tiny": Recipe("Mask R-CNN, ResNet-18, 80 to 96 px, 200 steps of 4 images: to try things out", "mask_rcnn", tiny),
+    "tiny": Recipe("Mask R-CNN, ResNet-18, 80 to 96 px, 300 steps of 4 images: to try things out", "mask_rcnn", tiny),
 }
 
 

@@ -3,6 +3,7 @@
 from figureground.viewer.comparison import write_comparison
 from figureground.viewer.pictures import thumbnail_size
 from figureground.viewer.report import write_report
+from figureground.viewer.rounds import write_rounds
 from figureground.viewer.training import Picture, write_training
 
-__all__ = ["Picture", "thumbnail_size", "write_comparison", "write_report", "write_training"]
+__all__ = ["Picture", "thumbnail_size", "write_comparison", "write_report", "write_rounds", "write_training"]

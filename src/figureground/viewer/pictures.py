@@ -41,7 +41,7 @@ def picture(image: dict[str, Any], load_image: Callable[[str], np.ndarray]) -> t
         pixels = load_image(image.get("path") or image["file_name"])
         # A JPEG may come decoded at a half, a quarter or an eighth.
         if pixels.shape[:2] in [(-(-height // scale), -(-width // scale)) for scale in (1, 2, 4, 8)]:
-            return _data_uri(pixels, thumbnail_size((height, width))), None
+            return data_uri(pixels, thumbnail_size((height, width))), None
     except (FiguregroundError, OSError, ValueError) as error:
         return None, str(error) or type(error).__name__
     return None, (
@@ -50,7 +50,7 @@ def picture(image: dict[str, Any], load_image: Callable[[str], np.ndarray]) -> t
     )
 
 
-def _data_uri(pixels: UInt8[np.ndarray, "H W 3"], size: tuple[int, int]) -> str:
+def data_uri(pixels: UInt8[np.ndarray, "H W 3"], size: tuple[int, int]) -> str:
     """A WebP thumbnail as text."""
     buffer = io.BytesIO()
     thumbnail = Image.fromarray(pixels).resize((size[1], size[0]), Image.Resampling.LANCZOS, reducing_gap=3.0)

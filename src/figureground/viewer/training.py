@@ -18,7 +18,7 @@ Picture = tuple[Mapping[str, Any], UInt8[np.ndarray, "_ _ 3"]]
 POINTS = 120
 # Found instances that are shown: those that score so much, or else the surest.
 _SURE = 0.5
-_WIDTH, _HEIGHT = 300, 80
+WIDTH, HEIGHT = 300, 80
 
 
 def write_training(run: Path, examples: Sequence[Picture], found: Sequence[Picture]) -> Path:
@@ -47,9 +47,9 @@ def write_training(run: Path, examples: Sequence[Picture], found: Sequence[Pictu
         "stage": result.get("stage"),
         "facts": _facts(result, *spent),
         "timing": timing({"batches": spent[0], "steps": spent[1]}),
-        "groups": _groups(steps),
-        "width": _WIDTH,
-        "height": _HEIGHT,
+        "groups": curve_groups(steps),
+        "width": WIDTH,
+        "height": HEIGHT,
         "strips": strips,
         "data": [card["data"] for _, cards in strips for card in cards],
     }
@@ -74,7 +74,7 @@ def _seconds(steps: list[dict[str, Any]], batch_size: int) -> tuple[float, float
     return waited, max(whole - waited, 0.0)
 
 
-def _groups(steps: list[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
+def curve_groups(steps: list[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
     """Curves under titles."""
     numbers: dict[str, dict[str, list[tuple[int, float]]]] = {"Losses": {}, "Measured, %": {}, "Steps": {}}
 
@@ -104,11 +104,11 @@ def _curve(name: str, points: list[tuple[int, float]], last: int) -> dict[str, A
     parts = np.array_split(np.array(points, dtype=np.float64), min(len(points), POINTS))
     means = np.stack([part.mean(0) for part in parts])
     highest = float(means[:, 1].max())
-    scale = np.array([_WIDTH / last, _HEIGHT / highest if highest > 0 else 0.0])
+    scale = np.array([WIDTH / last, HEIGHT / highest if highest > 0 else 0.0])
     places = means * scale
     return {
         "name": name,
-        "line": " ".join(f"{x:.1f},{max(_HEIGHT - y, 0):.1f}" for x, y in places),
+        "line": " ".join(f"{x:.1f},{max(HEIGHT - y, 0):.1f}" for x, y in places),
         "value": _short(float(means[-1, 1])),
         "highest": _short(highest),
         "steps": f"{last:,}",
