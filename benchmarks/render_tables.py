@@ -18,7 +18,7 @@ def main() -> None:
 
 def render(text: str) -> str:
     """Replace what stands between ``<!-- table: NAME -->`` and ``<!-- /table -->``."""
-    for name, table in (("methods", methods), ("solver", solver), ("label", label)):
+    for name, table in (("methods", methods), ("solver", solver), ("label", label), ("learning", learning)):
         pattern = rf"(<!-- table: {name} -->\n).*?(<!-- /table -->)"
         block = table()
         text = re.sub(pattern, lambda match, block=block: f"{match[1]}{block}\n{match[2]}", text, flags=re.DOTALL)
@@ -73,6 +73,21 @@ def label() -> str:
         + [row[f"{part}_ms"] for part in ("decode", "features", "propose", "refine", "write")]
         for row in rows
     ]
+    return _table(head, lines, rows)
+
+
+def learning() -> str:
+    rows = _read("learning")
+    by_what: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
+    for row in rows:
+        by_what.setdefault((row["what"], row["side"]), {})[row["set"]] = row
+    head = ["what", "px", "CorLoc coco128", "box AP50 / AR10", "mask AP50 / AR10", "CorLoc voc100", "box AP50 / AR10"]
+    lines = []
+    for (what, side), sets in by_what.items():
+        coco, voc = sets["coco128"], sets["voc100"]
+        pairs = [(coco, "box"), (coco, "mask"), (voc, "box")]
+        box, mask, voc_box = (f"{_interval(row, f'{kind}_ap50')} / {row[f'{kind}_ar10']}" for row, kind in pairs)
+        lines.append([what, side, _interval(coco, "corloc"), box, mask, _interval(voc, "corloc"), voc_box])
     return _table(head, lines, rows)
 
 

@@ -150,11 +150,10 @@ def test_colours_do_not_change_the_geometry() -> None:
         assert same(found, found_too)
 
 
-def test_what_is_published_and_what_is_tiny() -> None:
+def test_what_is_published() -> None:
     assert fitted((480, 640), 800, 1333) == (800, 1067)
     assert fitted((640, 480), 1024, 1333) == (1333, 1000)
     assert AugmentConfig().enough((480, 640)) == (1000, 1333)
-    assert AugmentConfig.tiny().enough((480, 640)) == (128, 171)
 
 
 def test_a_picture_that_may_not_be_written_to() -> None:

@@ -147,6 +147,12 @@ class TestColour:
         assert 0 < int(changed.sum()) < 4
         assert torch.equal(grey[changed, 0], grey[changed, 1])
 
+    def test_all_grey_is_memory_of_its_own(self) -> None:
+        """What comes next changes some of the images in place."""
+        grey = recolour(some_images(), PLAIN.replace(grey=1), draws())
+        assert torch.equal(grey[:, 0], grey[:, 2])
+        assert grey.is_contiguous()
+
     def test_strengths_are_bounds(self) -> None:
         images = torch.full((400, 3, 2, 2), 0.5)
         config = PLAIN.replace(jitter=1, brightness=0.3, contrast=0, saturation=0, hue=0)

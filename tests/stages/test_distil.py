@@ -108,6 +108,16 @@ def test_interrupted_and_resumed_equals_undisturbed(drawn: tuple[Path, Any], tmp
         run(small(drawn, "steps=6", "seed=1"), tmp_path / "stopped")
 
 
+def test_goes_on_with_the_same_masks_only(drawn: tuple[Path, Any], tmp_path: Path) -> None:
+    folder, truths = drawn
+    write_labels(tmp_path / "labels.json", {name: truths[name] for name in list(truths)[:8]})
+    config = configure(str(tmp_path / "labels.json"), [*SMALL, "steps=1"], images=str(folder / "images"))
+    run(config, tmp_path / "run")
+    write_labels(tmp_path / "labels.json", {name: ~truths[name] for name in list(truths)[:8]})
+    with pytest.raises(ConfigError, match="digest"):
+        run(config, tmp_path / "run")
+
+
 def test_goes_on_from_earlier_weights(drawn: tuple[Path, Any], tmp_path: Path) -> None:
     first = run(small(drawn, "steps=2"), tmp_path / "first")
     second = run(small(drawn, "steps=1", f"init={tmp_path / 'first'}", "distil.rate=1e-9"), tmp_path / "second")
@@ -126,13 +136,14 @@ class TestInput:
     def test_no_masks(self, drawn: tuple[Path, Any], tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="No masks are given"):
             run(configure(None, SMALL), tmp_path / "run")
-        with pytest.raises(UsageError, match="No masks at"):
+        with pytest.raises(UsageError, match=r"has no annotations\.json"):
             run(configure(str(tmp_path), SMALL), tmp_path / "run")
         with pytest.raises(UsageError, match="where its images are"):
             run(configure(str(drawn[0] / "labels.json"), SMALL), tmp_path / "run")
         write_labels(tmp_path / "unsure.json", drawn[1], score=0.1)
         with pytest.raises(UsageError, match="none of its 40 images"):
             run(configure(str(tmp_path / "unsure.json"), SMALL, images=str(drawn[0] / "images")), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
 
     def test_sizes_that_do_not_fit(self, drawn: tuple[Path, Any], tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"crops\.side=64"):

@@ -315,6 +315,14 @@ class TestProbes:
         assert not (tmp_path / "run").exists()
 
 
+def test_weights_decay_though_they_do_not_at_first(few: Path, tmp_path: Path) -> None:
+    run(small(few, "dino.weight_decay=0", "dino.weight_decay_end=0.4", "steps=2"), tmp_path)
+    state = torch.load(tmp_path / "checkpoints" / "00000002.optimiser.pt", weights_only=True)
+    matrices, others = (group["weight_decay"] for group in state["param_groups"])
+    assert matrices == pytest.approx(0.2)
+    assert others == 0
+
+
 def test_a_collapse_ends_the_run(few: Path, tmp_path: Path) -> None:
     limits = ("after_steps=2", "uniform=0.001", "dominant=0")
     settings = ["watch_every=1", *(f"dino.collapse.{limit}" for limit in limits)]
@@ -333,7 +341,9 @@ def call(*arguments: str) -> int:
     return int(caught.value.code or 0)
 
 
-def test_the_command(few: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(
+    few: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = [part for setting in [*SMALL, "steps=2"] for part in ("--set", setting)]
     command = ["pretrain", "--out", str(tmp_path / "run"), "--recipe", "tiny", *settings]
     assert call(*command, str(few)) == 0
@@ -345,6 +355,10 @@ def test_the_command(few: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     (tmp_path / "pictures" / "bad.png").write_bytes(b"")
     assert call(*command, "--out", str(tmp_path / "run2"), str(tmp_path / "pictures")) == 3
     assert "1 images could not be used" in capsys.readouterr().out
+    # Another of several processes says nothing, and does not make torchrun end the first one by its code.
+    monkeypatch.setenv("RANK", "1")
+    assert call(*command, "--out", str(tmp_path / "run3"), str(tmp_path / "pictures")) == 0
+    assert capsys.readouterr().out == ""
 
 
 def test_wrong_use(few: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:

@@ -13,9 +13,9 @@ from figureground import detectors
 from figureground.errors import ConfigError, RunError, UsageError
 from figureground.stages import predict as predict_stage
 from figureground.stages import train as train_stage
-from figureground.stages.rounds import Bars, RoundsConfig, later, settings_of
+from figureground.stages.rounds import Bars, RoundsConfig, later
 from figureground.stages.self_train import SelfTrainConfig, configure, run
-from figureground.stages.train import TrainConfig
+from figureground.stages.train import TrainConfig, settings_of
 from tests.stages.labelled import edit, write_labelled
 
 # A transformer of a hundredth of the weights that takes few and small steps.

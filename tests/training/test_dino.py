@@ -54,6 +54,12 @@ class TestLoss:
         expected = reference.dino(array(student), array(teacher), array(centre), 0.04, 0.1)
         assert float(dino_loss(student, teacher, centre, 0.1, 0.04)) == pytest.approx(expected, rel=1e-5)
 
+    def test_many_products_are_summed_exactly(self) -> None:
+        student, teacher = (torch.randn(2, 64, 16384, generator=draws(key)) for key in (1, 2))
+        centre = torch.zeros(16384)
+        exact = dino_loss(student.double(), teacher.double(), centre.double(), 0.1, 0.04)
+        assert float(dino_loss(student, teacher, centre, 0.1, 0.04)) == pytest.approx(float(exact), rel=1e-6)
+
     def test_patches_are_the_plain_loop(self) -> None:
         student, teacher = torch.randn(2, 4, 6, 7, generator=draws(1)).unbind()
         masks = torch.rand(4, 2, 3, generator=draws(2)) < 0.4
@@ -223,11 +229,23 @@ class TestMasks:
         assert neighbours > 0.6
         assert masks.mean(0).min() > 0.01
 
+    @pytest.mark.parametrize(("count", "share"), [(2, 0.25), (4, 0.1), (1, 0.5)])
+    def test_one_view_at_least_has_hidden_patches(self, count: int, share: float) -> None:
+        masks = block_masks(count, (4, 4), IbotConfig(weight=1, share=share), draws(0))
+        assert int(masks.flatten(1).any(1).sum()) == 1
+
     def test_other_draws_are_other_masks(self) -> None:
         config = IbotConfig(weight=1)
         one, same, other = (block_masks(8, (6, 6), config, draws(key)) for key in (0, 0, 1))
         assert torch.equal(one, same)
         assert not torch.equal(one, other)
+
+
+@pytest.mark.parametrize(("device", "precision", "fused"), [("cpu", "bf16", False), ("cpu", "fp32", True)])
+def test_attention_is_the_fastest_there(device: str, precision: str, fused: bool) -> None:
+    model = built(precision=precision).use(torch.device(device))
+    for network in (model.student, model.teacher.module):
+        assert {block.attn.fused_attn for block in network.backbone.blocks} == {fused}
 
 
 class TestCollapse:

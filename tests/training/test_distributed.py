@@ -286,6 +286,19 @@ class TestAlone:
             pass
         assert world() == World()
 
+    def test_who_fails_does_not_wait_for_the_others(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}.items():
+            monkeypatch.setenv(name, value)
+        left: list[World] = []
+        monkeypatch.setattr(distributed, "_join", lambda device: World(0, 2, device))
+        monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: left.append(world()))
+        with pytest.raises(RunError, match="alone"), joined("cpu"):
+            raise RunError("It failed alone.")
+        assert (world(), left) == (World(), [])
+        with joined("cpu") as me:
+            assert me.size == 2
+        assert (world(), left) == (World(), [World()])
+
     def test_shares(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(distributed, "_world", World(1, 3))
         assert list(share(range(6))) == [2, 3]

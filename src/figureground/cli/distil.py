@@ -6,7 +6,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from figureground.cli.ending import stoppable
+from figureground.cli.ending import is_first_process, stoppable
 from figureground.cli.options import Device, Out
 
 # Below this mean probability a head finds nothing; above the rest of it, everything.
@@ -52,8 +52,9 @@ def distil(
     config = stage.configure(labels, assignments or (), images=images, device=device)
     with stoppable(), training_bar("Distilling") as progress:
         result = stage.run(config, out, progress)
-    _report(result)
-    raise typer.Exit(3 if result.failed else 0)
+    if is_first_process():
+        _report(result)
+        raise typer.Exit(3 if result.failed else 0)
 
 
 def _report(result: "DistilResult") -> None:

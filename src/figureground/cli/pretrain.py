@@ -54,7 +54,7 @@ def pretrain(
         result = stage.run(config, out, progress)
     if is_first_process():
         _report(result)
-    raise typer.Exit(3 if result.failed else 0)
+        raise typer.Exit(3 if result.failed else 0)
 
 
 def _report(result: "PretrainResult") -> None:

@@ -23,7 +23,7 @@ def train(
     ] = None,
     out: Out = None,
     detector: Annotated[
-        str | None, typer.Option(help="mask_rcnn, cascade_mask_rcnn or vitdet. [default: the recipe's]")
+        str | None, typer.Option(help="mask_rcnn, cascade_mask_rcnn, vitdet or solov2. [default: the recipe's]")
     ] = None,
     recipe: Annotated[
         str | None,
@@ -71,7 +71,7 @@ def train(
         result = stage.run(config, out, progress)
     if is_first_process():
         _report(result)
-    raise typer.Exit(3 if result.failed or result.rejected else 0)
+        raise typer.Exit(3 if result.failed or result.rejected else 0)
 
 
 def _say_init(config: "TrainConfig") -> None:

@@ -35,11 +35,6 @@ class AugmentConfig(Config):
     saturation: float = Field(default=0.0, ge=0, le=1, description="Likewise (CutLER: 0).")
     hue: float = Field(default=0.0, ge=0, le=0.5, description="Turn of at most this share of a circle (CutLER: 0).")
 
-    @classmethod
-    def tiny(cls) -> "AugmentConfig":
-        """For a small detector on a CPU: a fiftieth of the pixels."""
-        return cls(short_sides=(64, 80, 96, 112, 128), max_side=192)
-
     def enough(self, size: tuple[int, int]) -> tuple[int, int]:
         """The largest size that an image of ``size`` can be brought to: it need not be decoded larger."""
         return fitted(size, max(self.short_sides), self.max_side)

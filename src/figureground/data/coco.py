@@ -1,7 +1,7 @@
-"""COCO files of class-agnostic instances, written record by record."""
+"""COCO files of instances, written record by record."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -64,13 +64,19 @@ def annotate(
     return {"file_name": file_name, "height": size[0], "width": size[1], "annotations": annotations}
 
 
-def write_coco(path: Path, images: Callable[[], Iterable[ImageAnnotations]], description: str) -> tuple[int, int]:
+def write_coco(
+    path: Path,
+    images: Callable[[], Iterable[ImageAnnotations]],
+    description: str,
+    categories: Sequence[dict[str, Any]] = (CATEGORY,),
+) -> tuple[int, int]:
     """Write a COCO file atomically without holding it in memory.
 
     Args:
         path: Where to.
         images: Gives the images from the first on, each time it is called (it is called twice).
         description: For the file's ``info``.
+        categories: Of the annotations, each with ``id`` and ``name``.
 
     Returns:
         The number of images and of annotations. Ids count from 1 in the order given; ``parent``, where there is one,
@@ -82,7 +88,7 @@ def write_coco(path: Path, images: Callable[[], Iterable[ImageAnnotations]], des
             file.write((separator + json.dumps(entry, separators=(",", ":"))).encode("ascii"))
 
         file.write(b'{"info":' + json.dumps({"description": description}).encode("ascii"))
-        file.write(b',\n"categories":[' + json.dumps(CATEGORY).encode("ascii") + b'],\n"images":[')
+        file.write(b',\n"categories":' + json.dumps(list(categories)).encode("ascii") + b',\n"images":[')
         image_count = 0
         for image_count, image in enumerate(images(), start=1):
             entry = {"id": image_count, **{key: image[key] for key in ("file_name", "height", "width")}}

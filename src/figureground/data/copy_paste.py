@@ -140,8 +140,10 @@ def _paste(
     areas = targets["masks"].sum((1, 2)).clamp(min=1)
     lost = torch.zeros_like(areas)
     pieces: list[_Piece] = []
+    # All at once: each one asked for on its own would wait for the device anew.
+    boxes = source_targets["boxes"].tolist()
     for index in order[:copies]:
-        y1, y2, x1, x2 = _rows_and_columns(source_targets["boxes"][index])
+        x1, y1, x2, y2 = (int(value) for value in boxes[index])
         rows = _scaled(y1, y2, factor, top, height)
         columns = _scaled(x1, x2, factor, left, width)
         size = (rows.stop - rows.start, columns.stop - columns.start)
@@ -174,11 +176,6 @@ def _joined(
         torch.cat([targets["labels"], source_targets["labels"][indices]]),
         torch.cat([targets["weights"], source_targets["weights"][indices]]),
     )
-
-
-def _rows_and_columns(box: Tensor) -> tuple[int, int, int, int]:
-    x1, y1, x2, y2 = (int(value) for value in box.tolist())
-    return y1, y2, x1, x2
 
 
 def _scaled(first: int, last: int, factor: float, shift: float, length: int) -> slice:

@@ -224,7 +224,7 @@ def recolour(images: Batch, config: ColourConfig, generator: torch.Generator) ->
     for index in torch.randperm(4, generator=generator).tolist():
         adjust, amount = factors[index]
         images = adjust(images, amount)
-    return _on(images, config.grey, generator, lambda some: greyscale(some).expand_as(some))
+    return _on(images, config.grey, generator, lambda some: greyscale(some).repeat(1, 3, 1, 1))
 
 
 def adjust_brightness(images: Batch, factors: Float[Tensor, "B"]) -> Batch:

@@ -44,7 +44,8 @@ def decode(
 def clip(boxes: Float[Tensor, "R 4"], size: tuple[int, int]) -> Float[Tensor, "R 4"]:
     """Cut boxes at the border of an image of ``size = (height, width)``."""
     height, width = size
-    return boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
+    # By numbers, not by a tensor of them: that would have to be copied to the device, and waited for.
+    return torch.stack([boxes[:, 0::2].clamp(0, width), boxes[:, 1::2].clamp(0, height)], dim=2).flatten(1)
 
 
 def not_empty(boxes: Float[Tensor, "R 4"]) -> Bool[Tensor, "R"]:

@@ -19,10 +19,11 @@ from figureground.data.images import Size, decode
 from figureground.data.resize import to_tensor
 from figureground.data.truth import AnnotatedImage, Annotation, AnnotationSet, read_truth
 from figureground.detectors import load
-from figureground.detectors.rcnn import RCNN, resize
+from figureground.detectors.interface import Detector, resize
 from figureground.errors import ConfigError, ImageError, UsageError
 from figureground.evaluation.corloc import corloc
 from figureground.evaluation.instance_ap import evaluate_instances
+from figureground.structures import Instances
 
 DETECTOR_FILE = "detector.safetensors"
 
@@ -44,7 +45,7 @@ def detector_file(detector: str | os.PathLike[str]) -> Path:
     return path / DETECTOR_FILE if path.is_dir() else path
 
 
-def load_detector(detector: str | os.PathLike[str], device: str = "cpu", **changes: Any) -> RCNN:
+def load_detector(detector: str | os.PathLike[str], device: str = "cpu", **changes: Any) -> Detector:
     """Load a trained detector.
 
     Args:
@@ -89,7 +90,7 @@ class Finder:
 
     def __init__(
         self,
-        detector: RCNN,
+        detector: Detector,
         precision: str = "fp32",
         score_threshold: float | None = None,
         max_detections: int | None = None,
@@ -131,13 +132,18 @@ class Finder:
                 images, score_threshold=self.score_threshold, max_detections=self.max_detections
             )
         return [
-            annotate(name, size, instances, own_boxes=True)
+            annotate(name, size, _to_cpu(instances), own_boxes=True)
             for name, size, instances in zip(names, sizes, found, strict=True)
         ]
 
 
+def _to_cpu(found: Instances) -> Instances:
+    """All at once: each number of each instance asked for on its own would wait for the device anew."""
+    return Instances(found.masks.cpu(), found.boxes.cpu(), found.scores.cpu(), found.labels.cpu())
+
+
 @contextlib.contextmanager
-def _evaluating(detector: RCNN) -> Iterator[None]:
+def _evaluating(detector: Detector) -> Iterator[None]:
     before = detector.training
     detector.eval()
     try:

@@ -1,7 +1,6 @@
 """`figureground distil`: the masks of a run to a backbone that sees figure and ground, and the head that says so."""
 
 import contextlib
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,8 +23,11 @@ from figureground.data.pseudo_labels import Failures, PseudoLabelConfig, PseudoL
 from figureground.data.resize import resize_image
 from figureground.errors import ConfigError, UsageError
 from figureground.proposals.found_head import FeatureKind, FoundHead
+from figureground.stages.detecting import digest_of
+from figureground.stages.detector_training import Report
 from figureground.stages.environment import describe
 from figureground.stages.labeller import check_device
+from figureground.stages.labels import find_labels
 from figureground.stages.result import last_losses
 from figureground.stages.resume import check_config, check_images
 from figureground.storage import jsonlines
@@ -35,7 +37,7 @@ from figureground.storage.shards import fingerprint
 from figureground.training.checkpoint import Position
 from figureground.training.dino import parameter_groups
 from figureground.training.distil import Distil, DistilConfig
-from figureground.training.distributed import joined, on_first, world
+from figureground.training.distributed import joined, on_first, share, world
 from figureground.training.loading import batches_of
 from figureground.training.loop import StepReport, train
 from figureground.training.order import generator_for
@@ -69,6 +71,7 @@ class DistilRunConfig(Config):
     """Everything that decides which backbone is learned."""
 
     labels: str = Field(default="", description="Run of `label` or `predict`, or a COCO file with masks.")
+    digest: str | None = Field(default=None, description="SHA-256 of its masks; filled in when they are read.")
     images: str | None = Field(
         default=None, description="Folder that file names are relative to; none: the one that the run remembers."
     )
@@ -169,20 +172,25 @@ def run(config: DistilRunConfig, out: Path, progress: Callable[[StepReport], Non
         RunError: If no image can be read, the loss is not finite, or the folder cannot be written.
     """
     start = time.perf_counter()
-    file, folder = find_labels(config.labels, config.images)
+    if not config.labels:
+        raise UsageError("No masks are given.", "Example: figureground distil runs/photos --out runs/backbone")
+    file, folder = find_labels(Path(config.labels), [config.images] if config.images else [])
     check_device(config.device)
+    config = config.replace(digest=digest_of(file))
     with joined(config.device) as here, contextlib.ExitStack() as stack:
-        device = torch.device(here.device)
-        model = Distil(config.distil, generator_for(config.seed, "weights")).use(device)
+        # First what may be refused: it leaves no folder behind.
+        share(range(config.batch_size))
+        model = Distil(config.distil, generator_for(config.seed, "weights")).use(torch.device(here.device))
         if config.init is not None:
             _begin_with(model, Path(config.init))
+        report = Report()
+        labels = PseudoLabels(file, folder, config.masks, report)
+        names = [labels.name(index) for index in range(len(labels))]
         if here.first:
             make_folder(out)
             stack.enter_context(exclusive(out))
-        on_first(check_config, config, out / "config.json", _FREE)
-        labels = PseudoLabels(file, folder, config.masks, Failures(out / "failures.jsonl"))
-        names = [labels.name(index) for index in range(len(labels))]
         on_first(_open, config, names, out)
+        report.write_to(out / "failures.jsonl")
         squares = _read_squares(labels, config.store_side)
         fresh, began = 0, time.perf_counter()
 
@@ -201,7 +209,7 @@ def run(config: DistilRunConfig, out: Path, progress: Callable[[StepReport], Non
             backbone=out / own.FILE,
             head=out / "head.safetensors",
             images=len(names),
-            failed=len(jsonlines.read(out / "failures.jsonl")),
+            failed=len(Failures(out / "failures.jsonl").entries()),
             steps=position.step,
             resumed=position.step - fresh,
             skipped=position.skipped,
@@ -212,30 +220,6 @@ def run(config: DistilRunConfig, out: Path, progress: Callable[[StepReport], Non
         )
         on_first(_close, result)
     return result
-
-
-def find_labels(labels: str, images: str | None) -> tuple[Path, Path]:
-    """The COCO file, and the folder that its file names are relative to.
-
-    Args:
-        labels: The file, or a run that has it.
-        images: The folder; ``None``: the one that the run remembers.
-
-    Raises:
-        UsageError: If there is no such file, or nothing says where the images are.
-    """
-    if not labels:
-        raise UsageError("No masks are given.", "Example: figureground distil runs/photos --out runs/backbone")
-    path = Path(labels)
-    file = path / "annotations.json" if path.is_dir() else path
-    if not file.is_file():
-        raise UsageError(f"No masks at {file}.", "Give a run of `figureground label`, or a COCO file.")
-    if images is not None:
-        return file, Path(images)
-    try:
-        return file, Path(json.loads((file.parent / "result.json").read_text("utf-8"))["image_root"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UsageError(f"Nothing beside {file} says where its images are.", "Give their folder: --images.") from None
 
 
 def _begin_with(model: Distil, path: Path) -> None:
@@ -255,10 +239,14 @@ def _begin_with(model: Distil, path: Path) -> None:
 
 
 def _open(config: DistilRunConfig, names: Sequence[str], out: Path) -> None:
+    """Compare with what the folder holds, and write what this start is."""
+    check_config(config, out / "config.json", _FREE)
     check_images(names, out / "images.json")
     write_json(out / "config.json", config.model_dump(mode="json"))
     write_json(out / "environment.json", {**describe(world().device), "processes": world().size})
     write_json(out / "images.json", {"images": len(names), "fingerprint": fingerprint(names)})
+    # Made once, before several processes add to it.
+    Failures(out / "failures.jsonl")
     jsonlines.append(out / "log.jsonl", {"event": "start", "time": time.time(), "images": len(names)})
 
 

@@ -35,10 +35,9 @@ from figureground.stages.rounds import (
     opened,
     predict_step,
     run_round,
-    settings_of,
     train_step,
 )
-from figureground.stages.train import TrainConfig
+from figureground.stages.train import TrainConfig, settings_of
 from figureground.storage.shards import fingerprint
 
 # What may differ when a run goes on: where it computes, how many rounds, and what is measured beside it.

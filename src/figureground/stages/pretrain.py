@@ -252,11 +252,13 @@ class _Learning:
 
     def train(self, photographs: "Photographs", progress: Callable[[StepReport], None]) -> Position:
         config = self.config
+        # What the loop sets to the schedule's value: the groups that have any.
+        decay = max(config.dino.weight_decay, config.dino.weight_decay_end)
         return train(
             self.model,
             self.losses,
             photographs.batches,
-            torch.optim.AdamW(parameter_groups(self.model.student, config.dino.weight_decay), lr=self.rate),
+            torch.optim.AdamW(parameter_groups(self.model.student, decay), lr=self.rate),
             self.course.rate,
             self.steps,
             self.out,

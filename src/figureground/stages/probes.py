@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, UInt8
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
@@ -92,22 +92,26 @@ class KnnProbe:
             )
         index = {name: place for place, name in enumerate(classes)}
         self.labels: Int64[Tensor, "N"] = torch.tensor([index[name] for name in names])
-        whole = squares.pixels.float() / 255
-        upright = torch.zeros(len(whole), dtype=torch.bool)
-        self.images = resample(whole, central_windows(squares.aspects), upright, side)
-        self.mean, self.std = (torch.tensor(each).view(3, 1, 1) for each in (dino.mean, dino.std))
-        self.device = device
+        # As bytes, and cut anew each time: cropped and as floats they would take five times the memory.
+        self.pixels, self.windows = squares.pixels, central_windows(squares.aspects)
+        self.mean, self.std = (torch.tensor(each, device=device).view(3, 1, 1) for each in (dino.mean, dino.std))
+        self.side, self.device = side, device
 
     def __call__(self, backbone: nn.Module) -> float:
         """The share of the queries that is told right."""
-        features = torch.cat([self._features(backbone, some) for some in self.images.split(_BATCH)])
+        batches = zip(self.pixels.split(_BATCH), self.windows.split(_BATCH), strict=True)
+        features = torch.cat([self._features(backbone, *batch) for batch in batches])
         asked = torch.arange(len(features)) % _QUERY_EVERY == 0
         known, labels = features[~asked], self.labels[~asked]
         return knn_accuracy(known, labels, features[asked], self.labels[asked], self.config.k, self.config.temperature)
 
     @torch.inference_mode()
-    def _features(self, backbone: Any, images: Float[Tensor, "B 3 s s"]) -> Float[Tensor, "B D"]:
-        tokens = backbone.forward_features(((images - self.mean) / self.std).to(self.device))
+    def _features(
+        self, backbone: Any, pixels: UInt8[Tensor, "B S S 3"], windows: Float[Tensor, "B 4"]
+    ) -> Float[Tensor, "B D"]:
+        upright = torch.zeros(len(pixels), dtype=torch.bool)
+        images = resample(pixels.to(self.device).float() / 255, windows, upright, self.side)
+        tokens = backbone.forward_features((images - self.mean) / self.std)
         return (tokens[:, 0] if self.config.features == "cls" else tokens[:, 1:].mean(1)).float().cpu()
 
 

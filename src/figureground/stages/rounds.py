@@ -19,7 +19,7 @@ from figureground.data.listing import ImageList
 from figureground.data.merge import MergeConfig, merge_files
 from figureground.data.merge import merge as merge_masks
 from figureground.data.pseudo_labels import LabelFile
-from figureground.errors import ConfigError, ImageError, UsageError
+from figureground.errors import ImageError, UsageError
 from figureground.stages import evaluate, predict, train
 from figureground.stages.detecting import DETECTOR_FILE, Finder, digest_of, load_detector
 from figureground.stages.environment import describe
@@ -94,41 +94,18 @@ def check_filled_in(config: Config, name: str, keys: Sequence[str]) -> None:
             raise ValueError(f"{name}.{key} cannot be set: it follows from the run.")
 
 
-def settings_of(recipe: str, changes: dict[str, Any]) -> TrainConfig:
-    """The settings of a training by its recipe, without pseudo-labels and images.
-
-    Args:
-        recipe: Its name.
-        changes: What differs; ``detector`` is a tree, of which ``detector`` says which and ``preset`` of what kind.
-
-    Raises:
-        ConfigError: If a key does not exist or a value is out of range.
-        UsageError: If there is no such recipe or detector.
-    """
-    begun = find_recipe(recipe)
-    asked = dict(changes)
-    own = asked.pop("detector", {})
-    own = {"detector": own} if isinstance(own, str) else dict(own)
-    chosen = own.pop("detector", begun.detector)
-    tree = begun.settings(chosen)
-    try:
-        detector = detectors.configure(chosen, **merge(tree.pop("detector", {}), own))
-    except ConfigError as error:
-        raise ConfigError(f"train.detector: {error.message}", error.remedy) from None
-    return build(TrainConfig, {**merge(tree, asked), "recipe": recipe, "detector": detector.model_dump()})
-
-
 def later(first: TrainConfig) -> TrainConfig:
     """The settings of the rounds that follow a training: half of its steps, no DropLoss, larger pasted objects.
 
     A published recipe is followed by its published one. A training without DropLoss is taken to be a later round
-    itself.
+    itself; SOLOv2, which has none, learns every round alike.
 
     Reference:
-        Wang et al., CutLER, CVPR 2023, section 3.4, and its released configurations.
+        Wang et al., CutLER, CVPR 2023, section 3.4, and its released configurations; Wang et al., FreeSOLO, CVPR 2022,
+        section 3.4.
     """
     tree = first.model_dump() | {"init": None, "init_digest": None}
-    if first.detector.drop_loss is None:
+    if getattr(first.detector, "drop_loss", None) is None:
         return build(TrainConfig, tree)
     changes: dict[str, Any] = {"detector": {"drop_loss": None}, "copy_paste": {"scale": (0.5, 1.0)}}
     successor = _LATER.get(first.recipe)

@@ -27,9 +27,8 @@ from figureground.stages.rounds import (
     later,
     opened,
     run_round,
-    settings_of,
 )
-from figureground.stages.train import TrainConfig
+from figureground.stages.train import TrainConfig, settings_of
 
 # What may differ when a run goes on: where it computes, how many rounds, and where its input lies; the digests tell
 # whether that is the same.

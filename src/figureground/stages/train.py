@@ -1,7 +1,6 @@
 """`figureground train`: images and their pseudo-labels to a detector."""
 
 import contextlib
-import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +21,7 @@ from figureground.data.images import decode
 from figureground.data.pseudo_labels import Failures, PseudoLabelConfig, PseudoLabels
 from figureground.detectors import DetectorConfig
 from figureground.detectors.cascade_mask_rcnn import CascadeMaskRCNNConfig
-from figureground.errors import ConfigError, ImageError, UsageError
+from figureground.errors import ConfigError, ImageError
 from figureground.stages.detecting import DETECTOR_FILE, Finder, TruthProbe, TruthProbeConfig, digest_of
 from figureground.stages.detector_training import (
     Batch,
@@ -39,6 +38,7 @@ from figureground.stages.detector_training import (
 )
 from figureground.stages.environment import describe
 from figureground.stages.labeller import check_device
+from figureground.stages.labels import find_labels
 from figureground.stages.result import last_losses
 from figureground.stages.resume import check_config
 from figureground.stages.train_recipes import RECIPES, find_recipe
@@ -184,42 +184,36 @@ def configure(
     asked = requested(assignments, {**shorthands, "recipe": recipe})
     on_gpu = str(asked.get("device", "cpu")).startswith("cuda")
     name = asked.setdefault("recipe", "cutler_cascade" if on_gpu else "small")
-    begun = find_recipe(name)
-    changes = asked.pop("detector", {})
-    if isinstance(changes, str):
-        changes = {"detector": changes}
-    chosen = detector or changes.pop("detector", begun.detector)
+    if detector is not None:
+        changes = asked.get("detector", {})
+        asked["detector"] = {**({} if isinstance(changes, str) else changes), "detector": detector}
+    annotations, folder = find_labels(Path(labels), images)
+    return settings_of(name, {**asked, "annotations": str(annotations), "images": str(folder)})
+
+
+def settings_of(recipe: str, changes: dict[str, Any]) -> TrainConfig:
+    """The settings of a recipe, and what differs from it.
+
+    Args:
+        recipe: Its name.
+        changes: What differs; ``detector`` is a name, or a tree, of which ``detector`` says which and ``preset`` of
+            what kind.
+
+    Raises:
+        ConfigError: If a key does not exist or a value is out of range.
+        UsageError: If there is no such recipe or detector.
+    """
+    begun = find_recipe(recipe)
+    asked = dict(changes)
+    own = asked.pop("detector", {})
+    own = {"detector": own} if isinstance(own, str) else dict(own)
+    chosen = own.pop("detector", begun.detector)
     tree = begun.settings(chosen)
     try:
-        of_detector = detectors.configure(chosen, **merge(tree.pop("detector", {}), changes))
+        detector = detectors.configure(chosen, **merge(tree.pop("detector", {}), own))
     except ConfigError as error:
         raise ConfigError(f"detector: {error.message}", error.remedy) from None
-    annotations, folder = _find_labels(Path(labels), images)
-    where = {"annotations": str(annotations), "images": str(folder)}
-    return build(TrainConfig, {**merge(tree, asked), **where, "detector": of_detector.model_dump()})
-
-
-def _find_labels(labels: Path, images: Sequence[str | os.PathLike[str]]) -> tuple[Path, Path]:
-    """The COCO file, and the folder of its images."""
-    labels = labels.expanduser()
-    file = labels / "annotations.json" if labels.is_dir() else labels
-    if not file.is_file():
-        what = f"{labels} has no annotations.json." if labels.is_dir() else f"There are no pseudo-labels at {labels}."
-        raise UsageError(what, "Name the folder of a finished `label` run, or a COCO file.")
-    if images:
-        paths = [os.path.abspath(os.path.expanduser(path)) for path in images]
-        missing = [path for path in paths if not os.path.exists(path)]
-        if missing:
-            raise UsageError(f"There is no file or folder {missing[0]!r}.", "Check the path.")
-        folders = [path if os.path.isdir(path) else os.path.dirname(path) for path in paths]
-        return file, Path(os.path.commonpath(folders))
-    try:
-        return file, Path(json.loads((file.parent / "result.json").read_text("utf-8"))["image_root"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UsageError(
-            f"Nothing beside {file} tells where its images are.",
-            "Name their folder: figureground train annotations.json photos/ --out runs/detector",
-        ) from None
+    return build(TrainConfig, {**merge(tree, asked), "recipe": recipe, "detector": detector.model_dump()})
 
 
 def run(config: TrainConfig, out: Path, progress: Callable[[StepReport], None] = lambda _: None) -> TrainResult:
@@ -294,6 +288,8 @@ def _open(config: TrainConfig, run_: "_Run", out: Path) -> None:
     check_config(config, out / "config.json", _FREE)
     write_json(out / "config.json", config.model_dump(mode="json"))
     write_json(out / "environment.json", {**describe(world().device), "processes": world().size})
+    # Made once, before several processes add to it.
+    Failures(out / "failures.jsonl")
     jsonlines.append(out / "log.jsonl", {"event": "start", "time": time.time(), "images": len(run_.labels)})
 
 

@@ -117,8 +117,9 @@ class Head(nn.Module):
             nn.init.zeros_(linear.bias)
             layers += [linear, nn.GELU()]
         self.perceptron = nn.Sequential(*layers[:-1])
-        # Only their directions count: a normal vector has every direction alike.
-        self.directions = nn.Parameter(torch.randn(config.outputs, config.bottleneck))
+        # Only their directions count, and a normal vector has every direction alike; but AdamW's steps are of one size,
+        # so that the longer they are the slower they turn. 0.05 is what weight normalisation was published with.
+        self.directions = nn.Parameter(0.05 * torch.randn(config.outputs, config.bottleneck))
         self.lengths = None if config.fixed_norm else nn.Parameter(torch.ones(config.outputs))
 
     def forward(self, features: Float[Tensor, "B D"]) -> Float[Tensor, "B K"]:
@@ -266,7 +267,8 @@ def dino_loss(
     """
     targets = ((teacher - centre) / teacher_temperature).softmax(-1)
     predicted = (student / student_temperature).log_softmax(-1)
-    each = -torch.einsum("tbk,vbk->tv", targets, predicted) / student.shape[1]
+    # Image by image: one sum over all of them would run over millions of products, inexactly and on one core of a GPU.
+    each = -torch.einsum("tbk,vbk->btv", targets, predicted).mean(0)
     pairs = each.numel() - len(teacher)
     return (each.sum() - each.diagonal().sum()) / pairs
 
@@ -309,11 +311,9 @@ class Dino(nn.Module):
         return self
 
     def use(self, device: torch.device) -> "Dino":
-        """Move to a device, and attend in the way that is fastest there: torch's fused one is slow on a CPU in bf16."""
-        fused = device.type != "cpu" or self.config.precision == "fp32"
+        """Move to a device, and attend in the way that is fastest there."""
         for network in (self.student, self.teacher.module):
-            for block in network.backbone.blocks:
-                block.attn.fused_attn = fused
+            choose_attention(network.backbone, device, self.config.precision)
         return self.to(device)
 
     @property
@@ -422,6 +422,12 @@ def parameter_groups(model: nn.Module, decay: float) -> list[dict[str, Any]]:
         {"params": [each for each in parameters if each.ndim > 1], "weight_decay": decay},
         {"params": [each for each in parameters if each.ndim < 2], "weight_decay": 0.0},
     ]
+
+
+def choose_attention(backbone: Any, device: torch.device, precision: str) -> None:
+    """Let timm's blocks attend in the way that is fastest: torch's fused one is slow on a CPU in bf16."""
+    for block in backbone.blocks:
+        block.attn.fused_attn = device.type != "cpu" or precision == "fp32"
 
 
 @contextlib.contextmanager

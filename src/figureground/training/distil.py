@@ -17,7 +17,7 @@ from torch.nn import functional
 from figureground.backbones.own import Shape, Stem
 from figureground.config import Config
 from figureground.errors import ConfigError
-from figureground.training.dino import seeded
+from figureground.training.dino import choose_attention, seeded
 from figureground.training.ema import Ema
 from figureground.training.schedules import cosine
 
@@ -108,10 +108,9 @@ class Distil(nn.Module):
         self._share = 0.0
 
     def use(self, device: torch.device) -> "Distil":
-        """Move to a device, and attend in the way that is fastest there: torch's fused one is slow on a CPU in bf16."""
+        """Move to a device, and attend in the way that is fastest there."""
         for network in (self.pupil, self.average.module):
-            for block in network.backbone.blocks:
-                block.attn.fused_attn = device.type != "cpu"
+            choose_attention(network.backbone, device, self.config.precision)
         return self.to(device)
 
     def losses(self, images: Float[Tensor, "B 3 s s"], figure: Float[Tensor, "B 1 s s"]) -> dict[str, Tensor]:

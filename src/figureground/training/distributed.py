@@ -53,7 +53,8 @@ def joined(device: str) -> Iterator[World]:
     """Join the processes that ``torchrun`` has started, for as long as the block runs.
 
     Without ``torchrun``, or with one process, nothing is started. A block inside another joins the same processes. A
-    rank that fails must end: ``torchrun`` then ends the others, which wait for it.
+    rank that fails must end: ``torchrun`` then ends the others, which wait for it. It does not take leave of them
+    first, for NCCL would let it wait until they do so too.
 
     Args:
         device: ``cpu`` (gloo, one thread a process unless ``OMP_NUM_THREADS`` is set), or ``cuda`` (NCCL, one GPU a
@@ -73,8 +74,8 @@ def joined(device: str) -> Iterator[World]:
         yield _world
     finally:
         _world = before
-        if started:
-            dist.destroy_process_group()
+    if started:
+        dist.destroy_process_group()
 
 
 def _join(device: str) -> World:

@@ -36,7 +36,8 @@ def block_masks(
     """Which patches of each view are hidden: rectangles, one over another, until there are enough.
 
     Args:
-        count: Views; the share of them that has hidden patches is exact up to rounding, which views is random.
+        count: Views; the share of them that has hidden patches is exact up to rounding, but at least one has, for
+            without any there is no loss and no centre; which ones is random.
         grid: Rows and columns of patches.
         config: How many.
         generator: Of the draws, on the CPU.
@@ -49,7 +50,7 @@ def block_masks(
     patches = h * w
     ratios = config.ratio + config.spread * (2 * torch.rand(count, generator=generator) - 1)
     wanted = (ratios * patches).round().clamp(1, patches - 1)
-    chosen = torch.randperm(count, generator=generator) < round(config.share * count)
+    chosen = torch.randperm(count, generator=generator) < max(round(config.share * count), 1)
     wanted = torch.where(chosen, wanted, 0.0)
     masks = torch.zeros(count, h, w, dtype=torch.bool)
     rows, columns = torch.arange(h), torch.arange(w)
