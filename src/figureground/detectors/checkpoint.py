@@ -10,7 +10,7 @@ import safetensors.torch
 
 from figureground.config import merge
 from figureground.detectors import detectron2
-from figureground.detectors.rcnn import RCNN
+from figureground.detectors.interface import Detector
 from figureground.detectors.registry import configure, create
 from figureground.detectors.weights import fill
 from figureground.errors import ConfigError, UsageError, WeightsError
@@ -21,7 +21,7 @@ _KEY = "figureground_detector"
 _REMEDY = "Give a detector that this program trained (.safetensors), or a checkpoint of detectron2 (.pth, .pkl)."
 
 
-def save(path: str | os.PathLike[str], model: RCNN) -> None:
+def save(path: str | os.PathLike[str], model: Detector) -> None:
     """Write a detector's weights, and the configuration to build it from, atomically.
 
     Raises:
@@ -33,7 +33,7 @@ def save(path: str | os.PathLike[str], model: RCNN) -> None:
     write_bytes(Path(path), safetensors.torch.save(weights, metadata))
 
 
-def load(path: str | os.PathLike[str], **changes: Any) -> RCNN:
+def load(path: str | os.PathLike[str], **changes: Any) -> Detector:
     """Build a detector from a file.
 
     Args:
@@ -64,8 +64,13 @@ def load(path: str | os.PathLike[str], **changes: Any) -> RCNN:
     return model.eval()
 
 
+def is_detector(metadata: dict[str, str] | None) -> bool:
+    """Whether what stands in a safetensors file beside its tensors says that they are a detector's."""
+    return _KEY in (metadata or {})
+
+
 def _read_config(metadata: dict[str, str], file: Path) -> dict[str, Any]:
-    if _KEY not in metadata:
+    if not is_detector(metadata):
         raise WeightsError(f"{file} holds weights, but not those of a detector.", _REMEDY)
     try:
         facts = json.loads(metadata[_KEY])

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from figureground.config import build, merge
 from figureground.detectors.cascade_mask_rcnn import CascadeMaskRCNN
+from figureground.detectors.interface import MEAN
 from figureground.detectors.mask_rcnn import MaskRCNN
-from figureground.detectors.rcnn import MEAN, RCNN
+from figureground.detectors.rcnn import RCNN
 from figureground.detectors.weights import State, fill, read_state
 from figureground.errors import WeightsError
 

@@ -10,9 +10,10 @@ from torch.nn import init
 from torch.nn.modules.batchnorm import _NormBase
 
 # What a weight is drawn from, by the name of its module; the first rule that fits. The constants are those of the
-# papers: Faster R-CNN (0.01), Fast R-CNN (0.01 and 0.001), Mask R-CNN, and He et al., ICCV 2015, for all else.
+# papers: Faster R-CNN (0.01), SOLO (0.01), Fast R-CNN (0.01 and 0.001), Mask R-CNN, and He et al., ICCV 2015, for all
+# else.
 _RULES: tuple[tuple[str, Callable[..., Tensor]], ...] = (
-    (r"^rpn\.", functools.partial(init.normal_, std=0.01)),
+    (r"^rpn\.|^cells\.|^features\.", functools.partial(init.normal_, std=0.01)),
     (r"^boxes\..*\.scores$", functools.partial(init.normal_, std=0.01)),
     (r"^boxes\..*\.deltas$", functools.partial(init.normal_, std=0.001)),
     (r"^masks\.predictor$", functools.partial(init.normal_, std=0.001)),

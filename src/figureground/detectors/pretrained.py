@@ -11,7 +11,7 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from figureground.backbones.catalogue import CATALOGUE
 from figureground.backbones.weights import download
 from figureground.detectors.detectron2 import convert_trunk
-from figureground.detectors.rcnn import RCNN
+from figureground.detectors.interface import Detector
 from figureground.detectors.weights import State, fill, read_state
 from figureground.errors import WeightsError
 
@@ -29,7 +29,7 @@ _HUB_FILE = "model.safetensors"
 _HUB_TIMEOUT_S = 5.0
 
 
-def load_backbone(model: RCNN, source: str | os.PathLike[str]) -> None:
+def load_backbone(model: Detector, source: str | os.PathLike[str]) -> None:
     """Put a backbone's weights into a detector; its pyramid and heads stay as they are.
 
     Positions that a transformer learned at another size are brought to that of the detector's.

@@ -1,31 +1,25 @@
 """What all region-based detectors share: images in, losses or instances out."""
 
 import functools
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from abc import abstractmethod
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional
 from torchvision.ops import batched_nms
 
 from figureground.config import Config
 from figureground.detectors.box_head import BoxCascade, BoxHeadConfig, StageConfig
 from figureground.detectors.boxes import clip, not_empty
 from figureground.detectors.initialise import initialise
+from figureground.detectors.interface import Detector, batch, resize
 from figureground.detectors.losses import drop_loss
 from figureground.detectors.mask_head import MaskHead, MaskHeadConfig, paste
 from figureground.detectors.rpn import RPN, RPNConfig
-from figureground.detectors.targets import Target, check_targets
+from figureground.detectors.targets import Truth
 from figureground.structures import Instances
-
-# ImageNet's, of RGB in [0, 1].
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# Sides of a batch are multiples of this: the stride of the coarsest map that is computed from the images.
-_STRIDE = 32
 
 
 class RCNNConfig(Config):
@@ -61,25 +55,14 @@ class RCNNConfig(Config):
     long_side: int = Field(default=1333, ge=32, description="But their long side at no more px (CutLER: 1333).")
 
 
-class RCNN(nn.Module, ABC):
-    """A detector of torchvision's contract: losses in training, instances otherwise.
+class RCNN(Detector):
+    """A detector that looks at regions: Mask R-CNN is the cascade of one stage, so there is one model.
 
-    Mask R-CNN is the cascade of one stage, so there is one model; subclasses say what it looks with.
-
-    Args:
-        config: All of it.
-        generator: Draws the first weights; none: seed 0.
-
-    Attributes:
-        PRESETS: Named configurations; ``default`` always exists.
-        config: In force.
+    Subclasses say what it looks with.
     """
 
-    PRESETS: ClassVar[Mapping[str, Any]]
-
     def __init__(self, config: Any, generator: torch.Generator | None = None) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         weigh = None if config.drop_loss is None else functools.partial(drop_loss, threshold=config.drop_loss)
         # Shapes only: values come from the generator, and the global one is not drawn from.
         with torch.device("meta"):
@@ -94,30 +77,11 @@ class RCNN(nn.Module, ABC):
     def make_backbone(self) -> nn.Module:
         """A module from normalised images to maps of strides 4 to 64, all of ``channels``; its core is ``trunk``."""
 
-    def forward(
-        self,
-        images: list[Float[Tensor, "3 _ _"]],
-        targets: list[Target] | None = None,
-        generator: torch.Generator | None = None,
-    ) -> dict[str, Tensor] | list[Instances]:
-        """Losses in training mode, instances in evaluation mode.
-
-        Args:
-            images: RGB in [0, 1], of any sizes.
-            targets: The objects of each image; in training only.
-            generator: Draws anchors and regions to learn from; none: of seed 0 in every call.
-
-        Returns:
-            Losses to be summed; or what :meth:`detect` returns.
-
-        Raises:
-            ValueError: If a target does not fit its image.
-        """
-        if not self.training:
-            return self.detect(images)
+    def losses(
+        self, images: list[Float[Tensor, "3 _ _"]], truths: list[Truth], generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """See :class:`figureground.detectors.interface.Detector`; anchors and regions are drawn."""
         sizes = [(image.shape[1], image.shape[2]) for image in images]
-        truths = check_targets(targets, sizes, self.config.categories)
-        generator = generator or torch.Generator().manual_seed(0)
         maps = self.backbone(batch(images))
         proposals, losses = self.rpn(maps, sizes, truths, generator)
         boxes, matched = self.boxes.sample(proposals, truths, generator)
@@ -160,37 +124,6 @@ class RCNN(nn.Module, ABC):
         ):
             found.append(_instances(own, probabilities, size, (image.shape[1], image.shape[2])))
         return found
-
-
-def batch(images: Sequence[Shaped[Tensor, "_ _ _"]]) -> Float[Tensor, "B 3 H W"]:
-    """Images normalised and padded with zeros, right and bottom, to one size of whole strides.
-
-    Raises:
-        ValueError: If an image has not three channels of floats, or there is none.
-    """
-    if not images:
-        raise ValueError("There are no images.")
-    for image in images:
-        if not image.is_floating_point() or image.shape[0] != 3 or 0 in image.shape:
-            raise ValueError(f"Images are floats in [0, 1] of shape (3, H, W), got {image.dtype} {tuple(image.shape)}.")
-    height, width = (-(-max(image.shape[axis] for image in images) // _STRIDE) * _STRIDE for axis in (1, 2))
-    batched = images[0].new_zeros(len(images), 3, height, width)
-    mean, std = (batched.new_tensor(values)[:, None, None] for values in (MEAN, STD))
-    for place, image in zip(batched, images, strict=True):
-        place[:, : image.shape[1], : image.shape[2]] = (image - mean) / std
-    return batched
-
-
-def resize(image: Float[Tensor, "3 H W"], short_side: int | None, long_side: int) -> Float[Tensor, "3 h w"]:
-    """Resize so that the short side is ``short_side``, or less where the long one would be more than ``long_side``."""
-    height, width = image.shape[1:]
-    if short_side is None:
-        return image
-    scale = min(short_side / min(height, width), long_side / max(height, width))
-    size = (max(1, round(height * scale)), max(1, round(width * scale)))
-    if size == (height, width):
-        return image
-    return functional.interpolate(image[None], size=size, mode="bilinear", antialias=True)[0]
 
 
 def select(

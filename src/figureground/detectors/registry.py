@@ -8,19 +8,23 @@ from pydantic import Field
 
 from figureground.config import build, merge
 from figureground.detectors.cascade_mask_rcnn import CascadeMaskRCNN, CascadeMaskRCNNConfig
+from figureground.detectors.interface import Detector
 from figureground.detectors.mask_rcnn import MaskRCNN, MaskRCNNConfig
-from figureground.detectors.rcnn import RCNN
+from figureground.detectors.solov2 import SOLOv2, SOLOv2Config
 from figureground.detectors.vitdet import ViTDet, ViTDetConfig
 from figureground.errors import UsageError
 
-DETECTORS: dict[str, type[RCNN]] = {
+DETECTORS: dict[str, type[Detector]] = {
     "mask_rcnn": MaskRCNN,
     "cascade_mask_rcnn": CascadeMaskRCNN,
     "vitdet": ViTDet,
+    "solov2": SOLOv2,
 }
 
 # A field of this type in a configuration is the detector's own, told apart by its `detector`.
-DetectorConfig = Annotated[MaskRCNNConfig | CascadeMaskRCNNConfig | ViTDetConfig, Field(discriminator="detector")]
+DetectorConfig = Annotated[
+    MaskRCNNConfig | CascadeMaskRCNNConfig | ViTDetConfig | SOLOv2Config, Field(discriminator="detector")
+]
 
 
 def configure(detector: str, preset: str = "default", **changes: Any) -> DetectorConfig:
@@ -50,7 +54,7 @@ def configure(detector: str, preset: str = "default", **changes: Any) -> Detecto
     return build(type(chosen), merge(chosen.model_dump(), changes))
 
 
-def create(config: DetectorConfig, generator: torch.Generator | None = None) -> RCNN:
+def create(config: DetectorConfig, generator: torch.Generator | None = None) -> Detector:
     """Make a detector, in training mode, on the CPU.
 
     Args:

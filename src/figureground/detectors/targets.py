@@ -18,6 +18,7 @@ class Target(TypedDict):
     labels: Int[Tensor, "M"]  # category ids, from 1
     masks: Bool[Tensor, "M H W"]
     weights: NotRequired[Float[Tensor, "M"]]  # of each object's losses; without: 1
+    embeddings: NotRequired[Float[Tensor, "M E"]]  # what each object is like; for detectors that learn to say it
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,12 +30,14 @@ class Truth:
         labels: Categories from 0.
         masks: At the size of the image.
         weights: What the losses of each object are multiplied by.
+        embeddings: What each object is like, where that is known.
     """
 
     boxes: Float[Tensor, "M 4"]
     labels: Int[Tensor, "M"]
     masks: Bool[Tensor, "M H W"]
     weights: Float[Tensor, "M"]
+    embeddings: Float[Tensor, "M E"] | None = None
 
 
 def check_targets(targets: Sequence[Target] | None, sizes: Sequence[tuple[int, int]], categories: int) -> list[Truth]:
@@ -65,4 +68,7 @@ def _check(target: Target, size: tuple[int, int], categories: int, image: int) -
         raise ValueError(f"The target of image {image} has an empty box: {boxes[~not_empty(boxes)][0].tolist()}.")
     if not bool(((labels >= 1) & (labels <= categories)).all()):
         raise ValueError(f"The labels of image {image} are not all in 1 to {categories}: {labels.tolist()}.")
-    return Truth(boxes, labels - 1, masks, weights)
+    embeddings = target.get("embeddings")
+    if embeddings is not None and len(embeddings) != count:
+        raise ValueError(f"The target of image {image} has {count} objects and {len(embeddings)} embeddings.")
+    return Truth(boxes, labels - 1, masks, weights, embeddings)

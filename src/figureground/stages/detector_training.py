@@ -17,7 +17,8 @@ from figureground.data.copy_paste import CopyPasteConfig, copy_paste
 from figureground.data.pseudo_labels import Failures, PseudoLabels
 from figureground.data.targets import Targets
 from figureground.detectors import load, load_backbone
-from figureground.detectors.rcnn import RCNN
+from figureground.detectors.checkpoint import is_detector
+from figureground.detectors.interface import Detector
 from figureground.detectors.weights import fill, read_state
 from figureground.errors import UsageError, WeightsError
 from figureground.stages.detecting import DETECTOR_FILE
@@ -68,7 +69,7 @@ class OptimiserConfig(Config):
         return shares
 
 
-def make_optimiser(detector: RCNN, config: OptimiserConfig) -> Optimizer:
+def make_optimiser(detector: Detector, config: OptimiserConfig) -> Optimizer:
     """An optimiser of what is to be learned in a detector; norms and positions have no weight decay."""
     kept: set[int] = set()
     for module in detector.modules():
@@ -103,14 +104,14 @@ class Learner(nn.Module):
         best: The average, or else the detector itself: what is measured and kept.
     """
 
-    def __init__(self, detector: RCNN, momentum: float | None) -> None:
+    def __init__(self, detector: Detector, momentum: float | None) -> None:
         super().__init__()
         self.detector = detector
         self.average = None if momentum is None else Ema(detector)
         self._momentum = momentum or 0.0
 
     @property
-    def best(self) -> RCNN:
+    def best(self) -> Detector:
         """See the class."""
         chosen: Any = self.detector if self.average is None else self.average.module
         return chosen
@@ -245,7 +246,7 @@ def weights_file(source: str) -> Path | None:
     return path if path.is_file() else None
 
 
-def load_weights(detector: RCNN, source: str) -> None:
+def load_weights(detector: Detector, source: str) -> None:
     """Give a detector the weights to begin with.
 
     Args:
@@ -269,6 +270,6 @@ def _is_detector(path: Path) -> bool:
         return any(name.endswith("cls_score.weight") for name in read_state(path))
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            return "rpn.conv.weight" in file.keys()  # noqa: SIM118 (it is no dictionary)
+            return is_detector(file.metadata())
     except Exception:  # damaged: whoever reads it says how
         return False

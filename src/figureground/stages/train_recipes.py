@@ -71,19 +71,9 @@ def small(detector: str) -> dict[str, Any]:
     backbone: dict[str, Any] = {"arch": "resnet18", "norm": "batch", "channels": 128}
     if detector == "vitdet":
         backbone = {"patch_size": 8, "width": 192, "depth": 12, "heads": 3, "channels": 128}
+    heads = _SMALL_CELLS if detector == "solov2" else _SMALL_REGIONS
     return {
-        "detector": {
-            "backbone": backbone,
-            "rpn": {
-                "sizes": (12, 24, 48, 96, 160),
-                "samples": 128,
-                **{"level_train": 500, "level_test": 300, "train": 500, "test": 300},
-            },
-            "box_head": {"width": 512, "samples": 128},
-            "mask_head": {"layers": 3, "channels": 64},
-            "short_side": 160,
-            "long_side": 320,
-        },
+        "detector": {"backbone": backbone, **heads, "short_side": 160, "long_side": 320},
         "augment": {"short_sides": (128, 144, 160, 176, 192), "max_side": 320, **_COLOURS},
         "optimiser": _optimiser(detector, rate=0.02, gamma=0.1, milestones=(0.7, 0.9), warmup=200),
         "precision": "fp32",
@@ -110,6 +100,22 @@ def tiny(detector: str) -> dict[str, Any]:
     }
 
 
+_SMALL_REGIONS: dict[str, Any] = {
+    "rpn": {
+        "sizes": (12, 24, 48, 96, 160),
+        "samples": 128,
+        **{"level_train": 500, "level_test": 300, "train": 500, "test": 300},
+    },
+    "box_head": {"width": 512, "samples": 128},
+    "mask_head": {"layers": 3, "channels": 64},
+}
+_SMALL_CELLS: dict[str, Any] = {
+    "grids": (24, 20, 16, 12, 8),
+    "ranges": ((1, 20), (10, 40), (20, 80), (40, 160), (80, 2048)),
+    "min_areas": (2, 2, 4, 8, 8),
+    **{"layers": 3, "width": 128, "kernel": 64, "feature_width": 64},
+    "weak": {"bottom": 2},
+}
 _COLOURS = {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2}
 
 
