@@ -93,10 +93,19 @@ def test_the_flags_are_these() -> None:
                 "--settings",
             ]
         ),
+        "learn": sorted(
+            [
+                *("images", "--out", "--method", "--backbone", "--recipe", "--rounds", "--truth", "--truth-images"),
+                *("--device", "--set"),
+            ]
+        ),
+        "self-train": ["--device", "--images", "--labels", "--out", "--recipe", "--rounds", "--set", "detector"],
         "train": ["--detector", "--device", "--init", "--out", "--recipe", "--set", "images", "labels"],
         "predict": ["--device", "--limit", "--out", "--score-threshold", "--set", "detector", "images"],
         "evaluate": ["--out", "--set", "--truth", "predictions"],
         "compare": ["--backbone", "--device", "--limit", "--methods", "--out", "--set", "--truth", "images"],
+        "cluster": ["--backbone", "--device", "--k", "--out", "--set", "--truth", "run"],
+        "pretrain": ["--device", "--limit", "--out", "--recipe", "--set", "images"],
         "distil": ["--device", "--images", "--out", "--set", "labels"],
         "found-head": ["--backbone", "--device", "--limit", "--out", "--set", "images"],
         "truth": ["--limit", "--out", "name", "root"],
@@ -104,7 +113,9 @@ def test_the_flags_are_these() -> None:
     }
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["label", "--help"], ["train", "--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["label", "--help"], ["train", "--help"], ["pretrain", "--help"], ["--version"]]
+)
 def test_help_does_not_import_torch(arguments: list[str]) -> None:
     program = "import sys; from figureground.cli import main\ntry: main()\nexcept SystemExit: pass\n"
     program += "assert 'torch' not in sys.modules"

@@ -7,13 +7,17 @@ import typer
 from rich.console import Console
 
 from figureground import __version__
+from figureground.cli.cluster import cluster
 from figureground.cli.compare import compare
 from figureground.cli.distil import distil
 from figureground.cli.doctor import doctor
 from figureground.cli.evaluate import evaluate
 from figureground.cli.found import found_head
 from figureground.cli.label import label
+from figureground.cli.learn import learn
 from figureground.cli.predict import predict
+from figureground.cli.pretrain import pretrain
+from figureground.cli.self_train import self_train
 from figureground.cli.train import train
 from figureground.cli.truth import truth
 from figureground.errors import FiguregroundError, UsageError
@@ -27,10 +31,14 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 app.command()(label)
+app.command()(learn)
 app.command()(train)
+app.command("self-train")(self_train)
 app.command()(predict)
 app.command()(evaluate)
 app.command()(compare)
+app.command()(cluster)
+app.command()(pretrain)
 app.command("found-head")(found_head)
 app.command()(distil)
 app.command()(truth)

@@ -1,0 +1,1 @@
+"""Networks that give every pixel an embedding, and the losses they learn by."""
