@@ -86,7 +86,9 @@ def learning() -> str:
     for (what, side), sets in by_what.items():
         coco, voc = sets["coco128"], sets["voc100"]
         pairs = [(coco, "box"), (coco, "mask"), (voc, "box")]
-        box, mask, voc_box = (f"{_interval(row, f'{kind}_ap50')} / {row[f'{kind}_ar10']}" for row, kind in pairs)
+        box, mask, voc_box = (
+            f"{_interval(row, f'{kind}_ap50')} / {float(row[f'{kind}_ar10']):.1f}" for row, kind in pairs
+        )
         lines.append([what, side, _interval(coco, "corloc"), box, mask, _interval(voc, "corloc"), voc_box])
     return _table(head, lines, rows)
 

@@ -1,5 +1,6 @@
 """Several processes that train one model together, as ``torchrun`` starts them; a process alone is a world of one."""
 
+import gc
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -53,8 +54,8 @@ def joined(device: str) -> Iterator[World]:
     """Join the processes that ``torchrun`` has started, for as long as the block runs.
 
     Without ``torchrun``, or with one process, nothing is started. A block inside another joins the same processes. A
-    rank that fails must end: ``torchrun`` then ends the others, which wait for it. It does not take leave of them
-    first, for NCCL would let it wait until they do so too.
+    rank that fails must end: ``torchrun`` then ends the others, which wait for it. With NCCL it does not take leave of
+    them first, for it would wait until they do so too; with gloo it must: a process that ends inside a group aborts.
 
     Args:
         device: ``cpu`` (gloo, one thread a process unless ``OMP_NUM_THREADS`` is set), or ``cuda`` (NCCL, one GPU a
@@ -70,12 +71,23 @@ def joined(device: str) -> Iterator[World]:
         return
     started = int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ and "MASTER_ADDR" in os.environ
     _world = _join(device) if started else World(device=device)
+    failed = True
     try:
         yield _world
+        failed = False
     finally:
         _world = before
-    if started:
-        dist.destroy_process_group()
+        if started and not (failed and dist.get_backend() == "nccl"):
+            _leave(failed)
+
+
+def _leave(failed: bool) -> None:
+    if not failed:
+        # Whoever is first would else close its ends of the connections while another still reads from them.
+        dist.barrier()
+    # A caught error keeps the frames it went through, and in them what holds the group open.
+    gc.collect()
+    dist.destroy_process_group()
 
 
 def _join(device: str) -> World:
