@@ -76,8 +76,8 @@ def joined(device: str) -> Iterator[World]:
         yield _world
         failed = False
     finally:
-        _world = before
-        if started and not (failed and dist.get_backend() == "nccl"):
+        on_gpu, _world = torch.device(_world.device).type == "cuda", before
+        if started and not (failed and on_gpu):
             _leave(failed)
 
 
