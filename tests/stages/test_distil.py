@@ -216,6 +216,19 @@ class TestOwnBackbone:
         with pytest.raises(WeightsError, match="does not fit"):
             load(str(tmp_path / "other.safetensors"))
 
+    def test_its_head_is_used_unless_another_method_is_asked_for(self, drawn: tuple[Path, Any], tmp_path: Path) -> None:
+        result = run(small(drawn, "steps=1"), tmp_path / "run")
+        backbone = {"name": str(result.out)}
+        chosen = label_stage.configure([str(drawn[0])], backbone=backbone)
+        assert (chosen.method, chosen.backbone.features, chosen.size) == ("found", "tokens", 64)
+        assert chosen.found is not None
+        assert chosen.found.head == str(result.head)
+        other = label_stage.configure([str(drawn[0])], method="tokencut", backbone=backbone)
+        assert (other.method, other.backbone.features, other.size) == ("tokencut", "keys", 480)
+        result.head.unlink()
+        bare = label_stage.configure([str(drawn[0])], backbone=backbone)
+        assert (bare.method, bare.backbone.features) == ("maskcut", "keys")
+
     def test_a_picture_of_any_size(self, drawn: tuple[Path, Any], tmp_path: Path) -> None:
         result = run(small(drawn, "steps=1"), tmp_path / "run")
         Image.new("RGB", (7, 200), (9, 99, 200)).save(tmp_path / "thin.png")

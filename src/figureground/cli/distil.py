@@ -38,8 +38,7 @@ def distil(
     """Learn a small backbone that sees figure and ground at a glance, from the masks of a run; no labels are needed.
 
     Example: `figureground label photos/ --out runs/photos`, `figureground distil runs/photos --out runs/own`, then
-    `figureground label photos/ --out runs/better --backbone runs/own --method found
-    --set found.head=runs/own/head.safetensors`. Can be stopped at any time and run again.
+    `figureground label photos/ --out runs/better --backbone runs/own`. Can be stopped at any time and run again.
     """
     from figureground.cli.progress import training_bar
     from figureground.errors import UsageError
@@ -69,10 +68,6 @@ def _report(result: "DistilResult") -> None:
         )
     if result.foreground is not None and not _LEAST < result.foreground < 1 - _LEAST:
         console.print(f"{result.foreground:.1%} of the patches are taken for figure: nothing of use was learned.")
-    head = escape(str(result.head))
     console.print(f"Backbone: {escape(str(result.backbone))}")
-    console.print(f"Head:     {head}")
-    console.print(
-        f"Use:      figureground label ... --backbone {escape(str(result.out))} --method found "
-        f"--set backbone.features=tokens --set found.head={head}"
-    )
+    console.print(f"Head:     {escape(str(result.head))}")
+    console.print(f"Use:      figureground label ... --backbone {escape(str(result.out))}")

@@ -44,8 +44,8 @@ def label(
     method: Annotated[
         str | None,
         typer.Option(
-            help="How objects are found; --settings names the methods. [default: maskcut with a learned backbone, else "
-            "background]"
+            help="How objects are found; --settings names the methods. [default: found with a backbone of distil, "
+            "maskcut with another learned one, else background]"
         ),
     ] = None,
     backbone: Backbone = None,

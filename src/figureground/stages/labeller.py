@@ -15,7 +15,7 @@ from pydantic import Field, field_validator, model_validator
 
 from figureground import backbones
 from figureground.backbones import Features, Precision, own
-from figureground.config import Config, build
+from figureground.config import Config, build, merge
 from figureground.data.images import load_image
 from figureground.data.resize import fit_size, resize_image, to_tensor
 from figureground.errors import UsageError
@@ -65,7 +65,8 @@ class LabellerConfig(Config):
 
     method: str = Field(
         default="background",
-        description="Discovery method; unless it is set, `maskcut` where the backbone is learned, else `background`.",
+        description="Discovery method; unless it is set, `found` with a backbone of `distil`, `maskcut` with another "
+        "learned one, else `background`.",
     )
     preset: str = Field(
         default="default", description="`default`: what measured best here; `reference`: the published code."
@@ -110,6 +111,11 @@ class LabellerConfig(Config):
         """Fill the chosen method's settings from its preset; settings of other methods would do nothing."""
         values = dict(values)
         learned = is_learned(values.get("backbone"))
+        if values.get("method") is None and (distilled := _distilled(values.get("backbone"))):
+            given = {key: value for key, value in values.items() if value is not None}
+            if isinstance(given["backbone"], BackboneConfig):
+                given["backbone"] = given["backbone"].model_dump(exclude_unset=True)
+            values = merge(distilled, given)
         if values.get("method") is None:
             # MaskCut stands on learned features; without them the classical background prior is the better guess.
             values["method"] = "maskcut" if learned else "background"
@@ -279,6 +285,23 @@ def is_learned(backbone: Any) -> bool:
     given = backbone.model_dump() if isinstance(backbone, BackboneConfig) else backbone or {}
     row = backbones.CATALOGUE.get(given.get("name", BackboneConfig().name))
     return row is None or row.learned
+
+
+def _distilled(backbone: Any) -> dict[str, Any]:
+    """The settings for a backbone of `distil`: the head beside it knows figure from ground; empty for any other.
+
+    Its patches are too much alike for cuts, and it has learned from whole photographs at one size.
+    """
+    given = backbone.model_dump() if isinstance(backbone, BackboneConfig) else backbone or {}
+    file = own.find_file(str(given.get("name", "")))
+    if file is None or not (file.parent / "head.safetensors").is_file():
+        return {}
+    return {
+        "method": "found",
+        "found": {**create("found", "default").config.model_dump(), "head": str(file.parent / "head.safetensors")},
+        "backbone": {"features": "tokens"},
+        "size": own.read(file).shape.image_size,
+    }
 
 
 def check_device(name: str) -> None:
