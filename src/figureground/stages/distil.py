@@ -22,7 +22,7 @@ from figureground.data.crops import ColourConfig, random_windows, recolour, resa
 from figureground.data.pseudo_labels import Failures, PseudoLabelConfig, PseudoLabels
 from figureground.data.resize import resize_image
 from figureground.errors import ConfigError, UsageError
-from figureground.proposals.found_head import FeatureKind, FoundHead
+from figureground.proposals.found_head import FeatureKind, FoundHead, load_head
 from figureground.stages.detecting import digest_of
 from figureground.stages.detector_training import Report
 from figureground.stages.environment import describe
@@ -232,8 +232,8 @@ def _begin_with(model: Distil, path: Path) -> None:
             "Set distil.patch_size, width, depth, heads, stem and image_size as they are there.",
         )
     weights = {f"backbone.{key}": value for key, value in safetensors.torch.load_file(known.path).items()}
-    head = safetensors.torch.load_file(folder / "head.safetensors")
-    weights |= {"head.weight": head["weight"][None], "head.bias": head["bias"].reshape(1)}
+    head = load_head(folder / "head.safetensors")
+    weights |= {"head.weight": head.weight[None], "head.bias": head.bias.reshape(1)}
     for network in (model.pupil, model.average.module):
         network.load_state_dict({key: value.to(network.state_dict()[key].dtype) for key, value in weights.items()})
 

@@ -12,7 +12,7 @@ from figureground.errors import RunError
 from figureground.viewer.page import about, duration, read_json, spread, timing, write_page
 from figureground.viewer.pictures import instance, picture, score_of, thumbnail_mask, thumbnail_size
 
-_MEASURES = {
+MEASURES = {
     "corloc": ("", "CorLoc", "Images whose surest box has an IoU of 0.5 with an object"),
     "iou": ("", "IoU", "Of the surest mask with all objects together, mean over images"),
     "box_ap50": ("Boxes", "AP50", "Average precision at an IoU of 0.5"),
@@ -160,7 +160,7 @@ def _facts(comparison: dict[str, Any], result: dict[str, Any], failures: int) ->
 def _groups(methods: list[dict[str, Any]]) -> list[tuple[str, list[tuple[str, str]]]]:
     """Heads of the columns of measures: group, then title and meaning of each."""
     groups: list[tuple[str, list[tuple[str, str]]]] = []
-    for name, (group, title, meaning) in _MEASURES.items():
+    for name, (group, title, meaning) in MEASURES.items():
         if name in methods[0].get("measures", {}):
             if not groups or groups[-1][0] != group:
                 groups.append((group, []))
@@ -170,7 +170,7 @@ def _groups(methods: list[dict[str, Any]]) -> list[tuple[str, list[tuple[str, st
 
 def _rows(methods: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """One row a method, with the best of each column marked."""
-    shown = [name for name in _MEASURES if name in methods[0].get("measures", {})]
+    shown = [name for name in MEASURES if name in methods[0].get("measures", {})]
     values = {name: [method["measures"][name]["value"] for method in methods] for name in shown}
     best = {
         name: max((value for value in column if value is not None), default=None) for name, column in values.items()

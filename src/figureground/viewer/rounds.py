@@ -9,6 +9,7 @@ from jaxtyping import UInt8
 
 from figureground.data.coco import ImageAnnotations
 from figureground.storage import jsonlines
+from figureground.viewer.comparison import MEASURES
 from figureground.viewer.page import about, duration, read_json, write_page
 from figureground.viewer.pictures import instance, picture, thumbnail_size
 from figureground.viewer.training import HEIGHT, WIDTH, curve_groups
@@ -27,13 +28,7 @@ _COUNTS = {
     "new_images": ("New", "Images that had no entry before"),
 }
 _MEASURES = {
-    "corloc": ("", "CorLoc", "Images whose surest box has an IoU of 0.5 with an object"),
-    "box_ap50": ("Boxes", "AP50", "Average precision at an IoU of 0.5"),
-    "box_ap": ("Boxes", "AP", "Average precision, mean over IoUs from 0.5 to 0.95"),
-    "box_ar100": ("Boxes", "AR100", "Average recall of 100 boxes an image"),
-    "mask_ap50": ("Masks", "AP50", "Average precision at an IoU of 0.5"),
-    "mask_ap": ("Masks", "AP", "Average precision, mean over IoUs from 0.5 to 0.95"),
-    "mask_ar100": ("Masks", "AR100", "Average recall of 100 masks an image"),
+    key: MEASURES[key] for key in ("corloc", "box_ap50", "box_ap", "box_ar100", "mask_ap50", "mask_ap", "mask_ar100")
 }
 
 
