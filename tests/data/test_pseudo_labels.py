@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from figureground.data.images import load_image
-from figureground.data.pseudo_labels import Failures, LabelFile, PseudoLabelConfig, PseudoLabels
+from figureground.data.label_file import LabelFile
+from figureground.data.pseudo_labels import Failures, PseudoLabelConfig, PseudoLabels
 from figureground.errors import RunError, UsageError
 from figureground.ops.rle import decode, encode
 from figureground.stages import label

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from figureground.data.coco import annotate, write_coco
-from figureground.data.pseudo_labels import LabelFile
+from figureground.data.label_file import LabelFile
 from figureground.errors import ConfigError, ImageError, RunError, UsageError
 from figureground.ops.masks import masks_to_boxes
 from figureground.ops.rle import encode

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from figureground.config import Config
 from figureground.data.coco import ImageAnnotations, write_coco
-from figureground.data.pseudo_labels import LabelFile
+from figureground.data.label_file import LabelFile
 from figureground.errors import UsageError
 
 Entry = dict[str, Any]

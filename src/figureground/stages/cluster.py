@@ -17,7 +17,7 @@ from figureground.config import Config, build, requested
 from figureground.data.coco import ImageAnnotations, write_coco
 from figureground.data.images import decode
 from figureground.data.listing import ImageList
-from figureground.data.pseudo_labels import LabelFile
+from figureground.data.label_file import LabelFile
 from figureground.errors import ImageError, RunError, UsageError
 from figureground.ops.rle import decode as decode_masks
 from figureground.runners import Runner, run_serial
