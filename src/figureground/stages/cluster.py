@@ -16,8 +16,8 @@ from figureground import backbones
 from figureground.config import Config, build, requested
 from figureground.data.coco import ImageAnnotations, write_coco
 from figureground.data.images import decode
-from figureground.data.listing import ImageList
 from figureground.data.label_file import LabelFile
+from figureground.data.listing import ImageList
 from figureground.errors import ImageError, RunError, UsageError
 from figureground.ops.rle import decode as decode_masks
 from figureground.runners import Runner, run_serial

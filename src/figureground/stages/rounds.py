@@ -15,10 +15,10 @@ from pydantic import Field, field_validator, model_validator
 from figureground import detectors
 from figureground.config import Config, build, merge
 from figureground.data.images import decode
+from figureground.data.label_file import LabelFile
 from figureground.data.listing import ImageList
 from figureground.data.merge import MergeConfig, merge_files
 from figureground.data.merge import merge as merge_masks
-from figureground.data.label_file import LabelFile
 from figureground.errors import ImageError, UsageError
 from figureground.stages import evaluate, predict, train
 from figureground.stages.detecting import DETECTOR_FILE, Finder, digest_of, load_detector
