@@ -66,7 +66,8 @@ def learn(labels: Path, out: Path, variant: str, steps: int, init: Path | None =
 def next_labels(labels: Path, detector: Path, out: Path) -> Path:
     """What the detector finds on the pictures it has learned from, merged with what it was taught."""
     config = label.configure(config_file=labels / "config.json")
-    found = predict.run(predict.configure(detector, config.images, ["max_detections=30"]), out / "predictions").out
+    wanted = predict.configure(detector, config.images, ["max_detections=30"], limit=config.limit)
+    found = predict.run(wanted, out / "predictions").out
     counts = merge_files(labels / "annotations.json", found / "annotations.json", out / "labels.json", MergeConfig())
     print(out.name, counts, flush=True)
     (out / "result.json").write_text((labels / "result.json").read_text("utf-8"), "utf-8")

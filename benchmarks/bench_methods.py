@@ -1,8 +1,9 @@
-"""How good every discovery method is on the labelled photographs, with hand-made features.
+"""How good every discovery method is on the labelled photographs, with what is in the package.
 
     python -m benchmarks.bench_methods           # writes results/methods.csv
 
-Each method with each of its presets by `figureground compare`, unrefined, and what `label` does by default, refined.
+Each method with each of its presets by `figureground compare`, unrefined, and what `label` does by default, with
+and without the weights in the package, refined.
 Two processes of one thread each; times are those of such a process.
 """
 
@@ -43,7 +44,7 @@ def measure(job: tuple[str, str, str]) -> list[dict[str, str]]:
     folder, name, refine = job
     out = Path(folder) / f"{name}-{refine}"
     settings = [SIZE, f"refine.method={refine}"]
-    methods = ["background"]
+    methods = ["background", "background:unlearned"]
     if refine == "none":
         probe = configure([str(Path(folder) / name / "images")], settings)
         methods = list(probe.methods)

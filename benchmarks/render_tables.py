@@ -1,6 +1,6 @@
-"""Render the tables of README.md from `results/`.
+"""Render the tables of README.md and of the pages in docs/ from `results/`.
 
-python -m benchmarks.render_tables           # rewrites README.md
+python -m benchmarks.render_tables           # rewrites them
 """
 
 import csv
@@ -11,18 +11,27 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 
+PAGES = (ROOT / "README.md", ROOT / "docs" / "embedded.md")
+
+
 def main() -> None:
-    readme = ROOT / "README.md"
-    readme.write_text(render(readme.read_text("utf-8")), "utf-8")
+    for page in PAGES:
+        page.write_text(render(page.read_text("utf-8")), "utf-8")
 
 
 def render(text: str) -> str:
     """Replace what stands between ``<!-- table: NAME -->`` and ``<!-- /table -->``."""
-    for name, table in (("methods", methods), ("solver", solver), ("label", label), ("learning", learning)):
-        pattern = rf"(<!-- table: {name} -->\n).*?(<!-- /table -->)"
+    tables = (methods, embedded, solver, label, learning, exemplars, semantic)
+    for table in tables:
+        pattern = rf"(<!-- table: {table.__name__} -->\n).*?(<!-- /table -->)"
+        if re.search(pattern, text, flags=re.DOTALL) is None:
+            continue
         block = table()
         text = re.sub(pattern, lambda match, block=block: f"{match[1]}{block}\n{match[2]}", text, flags=re.DOTALL)
     return text
+
+
+_OURS = {"background": " (what `label` does)"}
 
 
 def methods() -> str:
@@ -37,7 +46,7 @@ def methods() -> str:
         coco = sets["coco128"]
         lines.append(
             [
-                method if refine == "none" else f"**{method} + dense CRF** (what `label` does)",
+                method if refine == "none" else f"**{method} + dense CRF**{_OURS.get(method, '')}",
                 *(_interval(sets[name], "corloc") for name in ("voc100", "coco128")),
                 f"{float(coco['mask_ap50']):.1f} / {float(coco['mask_ar10']):.1f}",
                 *(_interval(sets[name], "iou") for name in ("weizmann", "davis8")),
@@ -45,6 +54,30 @@ def methods() -> str:
             ]
         )
     return _table(head, lines, rows)
+
+
+def embedded() -> str:
+    rows = [row for row in _read("methods") if row["refine"] == "dense_crf"]
+    by_set = {(row["set"], row["method"]): row for row in rows}
+    head = ["set", "measure", "with", "without", "difference"]
+    lines = []
+    for name, measures in (
+        ("voc100", ("corloc", "box_ap50")),
+        ("coco128", ("corloc", "mask_ap50")),
+        ("weizmann", ("corloc", "iou")),
+        ("davis8", ("corloc", "iou")),
+    ):
+        learned, without = by_set[name, "background"], by_set[name, "background:unlearned"]
+        for measure in measures:
+            # A row's differences are to the first method, which is the one with it.
+            low, high = (-float(without[f"{measure}_difference_{end}"]) for end in ("high", "low"))
+            difference = f"{float(learned[measure]) - float(without[measure]):+.1f} [{low:.1f}, {high:.1f}]"
+            intervals = (_interval(learned, measure), _interval(without, measure))
+            lines.append([name, _MEASURES[measure], *intervals, difference])
+    return _table(head, lines, rows)
+
+
+_MEASURES = {"corloc": "CorLoc", "box_ap50": "box AP50", "mask_ap50": "mask AP50", "iou": "IoU"}
 
 
 def _interval(row: dict[str, str], key: str) -> str:
@@ -76,8 +109,29 @@ def label() -> str:
     return _table(head, lines, rows)
 
 
+def semantic() -> str:
+    rows = _read("semantic")
+    by_what: dict[str, dict[str, dict[str, str]]] = {}
+    for row in rows:
+        by_what.setdefault(row["embedding"], {})[row["set"]] = row
+    head = ["embedding", "purity coco128", "NMI coco128", "purity voc100", "NMI voc100"]
+    lines = [
+        [what, *(_interval(sets[name], measure) for name in ("coco128", "voc100") for measure in ("purity", "nmi"))]
+        for what, sets in by_what.items()
+    ]
+    return _table(head, lines, rows)
+
+
 def learning() -> str:
-    rows = _read("learning")
+    return _detectors("learning")
+
+
+def exemplars() -> str:
+    return _detectors("exemplars")
+
+
+def _detectors(name: str) -> str:
+    rows = _read(name)
     by_what: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
     for row in rows:
         by_what.setdefault((row["what"], row["side"]), {})[row["set"]] = row

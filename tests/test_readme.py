@@ -1,13 +1,15 @@
 import re
 from pathlib import Path
 
-from benchmarks.render_tables import render
+import pytest
+from benchmarks.render_tables import PAGES, render
 
 ROOT = Path(__file__).parents[1]
 
 
-def test_tables_are_those_of_the_results() -> None:
-    text = (ROOT / "README.md").read_text("utf-8")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_tables_are_those_of_the_results(page: Path) -> None:
+    text = page.read_text("utf-8")
     assert render(text) == text, "run `python -m benchmarks.render_tables`"
 
 

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from figureground.backbones import CATALOGUE, find, load
+from figureground.backbones import CATALOGUE, find, load, multiplies_bfloat16
 from figureground.backbones.vit import define
 from figureground.errors import UsageError
 
-LEARNED = [row for row in CATALOGUE.values() if row.learned]
+# Of others: what they are is for timm to say.
+LEARNED = [row for row in CATALOGUE.values() if row.timm_id is not None]
 
 
 def test_the_backbones_on_offer():
@@ -25,6 +26,7 @@ def test_the_backbones_on_offer():
         "dinov2_b14_reg",
         "dinov3_s16",
         "dinov3_b16",
+        "embedded",
         "handcrafted",
     ]
 
@@ -80,3 +82,13 @@ def test_names_are_listed_without_torch():
     script = "import sys, figureground.backbones.catalogue; print({'torch', 'timm'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_auto_is_bfloat16_where_the_processor_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    for capabilities, expected in (({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({"avx2": True}, False)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda known=capabilities: known, raising=False)
+        assert multiplies_bfloat16("cpu") == expected
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert not multiplies_bfloat16("cpu")

@@ -78,6 +78,7 @@ def test_the_flags_are_these() -> None:
 
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     flags = {name: sorted(option for p in command.params for option in p.opts) for name, command in commands.items()}
+    runner = ["--address", "--runner", "--workers"]
     assert flags == {
         "label": sorted(
             [
@@ -91,6 +92,8 @@ def test_the_flags_are_these() -> None:
                 "--set",
                 "--config",
                 "--settings",
+                "--dry-run",
+                *runner,
             ]
         ),
         "learn": sorted(
@@ -101,12 +104,19 @@ def test_the_flags_are_these() -> None:
         ),
         "self-train": ["--device", "--images", "--labels", "--out", "--recipe", "--rounds", "--set", "detector"],
         "train": ["--detector", "--device", "--init", "--out", "--recipe", "--set", "images", "labels"],
-        "predict": ["--device", "--limit", "--out", "--score-threshold", "--set", "detector", "images"],
+        "predict": sorted(
+            [*("--device", "--limit", "--out", "--score-threshold", "--set", "detector", "images"), *runner]
+        ),
         "evaluate": ["--out", "--set", "--truth", "predictions"],
         "compare": ["--backbone", "--device", "--limit", "--methods", "--out", "--set", "--truth", "images"],
-        "cluster": ["--backbone", "--device", "--k", "--out", "--set", "--truth", "run"],
+        "cluster": sorted([*("--backbone", "--device", "--k", "--out", "--set", "--truth", "run"), *runner]),
+        "exemplars": sorted(
+            ["images", "--run", "--out", "--k", "--per-cluster", "--method", "--backbone", "--device", "--set"]
+        ),
         "pretrain": ["--device", "--limit", "--out", "--recipe", "--set", "images"],
         "distil": ["--device", "--images", "--out", "--set", "labels"],
+        # Its verbs have their own tests.
+        "semantic": [],
         "found-head": ["--backbone", "--device", "--limit", "--out", "--set", "images"],
         "truth": ["--limit", "--out", "name", "root"],
         "doctor": [],

@@ -25,11 +25,13 @@ def random_masks(rng: np.random.Generator, count: int, size: tuple[int, int]) ->
 
 
 def random_targets(rng: np.random.Generator, count: int, size: tuple[int, int], first_label: int = 1) -> Targets:
-    """Targets whose labels tell them apart."""
+    """Targets whose labels tell them apart, and whose embeddings hold the label."""
+    labels = torch.arange(first_label, first_label + count)
     return targets_of(
         random_masks(rng, count, size),
-        torch.arange(first_label, first_label + count),
+        labels,
         torch.from_numpy(rng.uniform(0.1, 1, count)).float(),
+        torch.stack([labels, -labels], dim=1).float(),
     )
 
 
@@ -42,6 +44,8 @@ def check_targets(targets: Targets, size: tuple[int, int]) -> None:
     assert targets["boxes"].dtype == targets["weights"].dtype == torch.float32
     assert targets["labels"].shape == targets["weights"].shape == (count,)
     assert targets["labels"].dtype == torch.int64
+    if "embeddings" in targets:
+        assert targets["embeddings"].tolist() == [[label, -label] for label in targets["labels"].tolist()]
     for mask, box in zip(targets["masks"].cpu().numpy(), targets["boxes"].tolist(), strict=True):
         rows, columns = np.nonzero(mask)
         assert box == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
@@ -49,7 +53,7 @@ def check_targets(targets: Targets, size: tuple[int, int]) -> None:
 
 def same(left: Targets, right: Targets) -> bool:
     """Whether two targets are equal to the bit."""
-    return all(torch.equal(left[key], right[key]) for key in ("boxes", "labels", "masks", "weights"))
+    return left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
 
 
 def copied(targets: Targets) -> Targets:

@@ -1,4 +1,6 @@
 import os
+import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -74,3 +76,21 @@ def test_fitted_sizes_are_whole_patches_of_bounded_number(size: tuple[int, int],
     assert height * width <= 1.1 * 480**2
     if min(size) > 100:
         assert width / height == pytest.approx(size[1] / size[0], rel=0.05)
+
+
+def test_a_long_list_is_its_names_and_nothing_else(tmp_path: Path) -> None:
+    """While it is made and afterwards: what a million images take follows from what 5,000 do."""
+    folders, each = 5, 1000
+    for folder in range(folders):
+        (tmp_path / f"n{folder:08d}").mkdir()
+        for image in range(each):
+            os.close(os.open(tmp_path / f"n{folder:08d}" / f"{folder:04d}_{image:08d}.JPEG", os.O_CREAT | os.O_WRONLY))
+    tracemalloc.start()
+    # Twice the same: each counts once.
+    found = list_images([tmp_path, tmp_path / "n00000003"])
+    size, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(found.names) == len(set(found.names)) == folders * each
+    names = sum(sys.getsizeof(name) for name in found.names)
+    assert size < 1.1 * names + 8 * len(found.names)
+    assert peak < 1.3 * names + 16 * len(found.names)

@@ -147,6 +147,30 @@ def _with_box(entry: Entry) -> Entry:
     return {key: value for key, value in {**entry, "bbox": [0, 0, 1, 1], "area": 1}.items() if value is not None}
 
 
+def test_predictions_may_take_the_place_of_all() -> None:
+    older = entries(torch.cat([strip(0, 50), strip(60, 90)]), [None, 0.3])
+    found = entries(torch.cat([strip(0, 95), strip(0, 94), strip(3, 50), strip(4, 5)]), [0.9, 0.3, 0.8, 0.2])
+    config = MergeConfig(min_score=0.3, nms=None, keep_older=False, max_width=0.95)
+    merged, counts = merge(older, found, config)
+    assert [(entry["bbox"][0], entry["area"], entry["score"]) for entry in merged] == [(3, 47, 0.8), (0, 94, 0.3)]
+    assert counts == MergeCounts(kept=0, replaced=2, added=2, unsure=1, wide=1)
+    assert merge(older, [], config) == ([], MergeCounts(replaced=2))
+
+
+def test_categories_come_along(files: tuple[Path, Path, Path]) -> None:
+    previous, predictions, out = files
+    for file, categories in ((previous, [{"id": 7, "name": "dog"}]), (predictions, [{"id": 2, "name": "cat"}])):
+        content = json.loads(file.read_text()) | {"categories": categories}
+        for entry in content["annotations"]:
+            entry["category_id"] = categories[0]["id"]
+        file.write_text(json.dumps(content))
+    counts = merge_files(previous, predictions, out, MergeConfig())
+    content = json.loads(out.read_text())
+    assert content["categories"] == [{"id": 2, "name": "cat"}, {"id": 7, "name": "dog"}]
+    found = [entry["category_id"] for entry in content["annotations"]]
+    assert (found.count(7), found.count(2)) == (counts.kept, counts.added)
+
+
 @pytest.fixture
 def files(tmp_path: Path) -> tuple[Path, Path, Path]:
     previous = write(

@@ -115,10 +115,40 @@ def test_options(content: Content, photos: Path) -> None:
     assert weights(max_objects=1, soft_targets=True) == [[0.75], [1.0], [0.5]]
     assert weights(min_score=0.75, soft_targets=True) == [[0.75], [1.0]]
     assert weights(min_score=0.75, keep_empty=True) == [[1.0], [1.0], [], []]
-    assert opened(content, photos, class_agnostic=False).example(0)[1]["labels"].tolist() == [3, 1]
     pixels, targets = opened(content, photos, keep_empty=True).example(2)
     assert pixels.shape == (HEIGHT, WIDTH, 3)
     check_targets(targets, (HEIGHT, WIDTH))
+
+
+def test_categories(content: Content, photos: Path) -> None:
+    """Those that are listed and those that are used, in the order of their ids; labels count from 1."""
+    labels = opened(content, photos)
+    assert labels.categories == {1: "object"}
+    assert labels.example(0)[1]["labels"].tolist() == [1, 1]
+    labels = opened(content, photos, class_agnostic=False)
+    assert labels.categories == {1: "1", 3: "3"}
+    assert labels.example(0)[1]["labels"].tolist() == [2, 1]
+    content["categories"] = [{"id": 9, "name": "hen"}, {"id": 2, "name": "egg"}, {"id": 3, "name": "cluster 3"}]
+    labels = opened(content, photos, class_agnostic=False)
+    assert list(labels.categories.items()) == [(1, "1"), (2, "egg"), (3, "cluster 3"), (9, "hen")]
+    assert labels.example(0)[1]["labels"].tolist() == [3, 1]
+    for wrong, said in (({"id": 1}, "`name` is missing"), ({"id": 9, "name": "cock"}, "`id` 9 is given twice")):
+        content["categories"] = [{"id": 9, "name": "hen"}, wrong]
+        with pytest.raises(UsageError, match=rf"categories\[1\].*{said}"):
+            opened(content, photos, class_agnostic=False)
+
+
+def test_embeddings_follow_their_annotations(content: Content, photos: Path, tmp_path: Path) -> None:
+    """Rows stand in the order of the images and of their annotations, and examples in that of the scores."""
+    np.save(tmp_path / "embeddings.npy", np.array([[0.25], [0.75], [1.0], [0.5]], dtype=np.float16))
+    for config in ({}, {"keep_empty": True}, {"min_score": 0.5}, {"max_objects": 1}):
+        labels = opened(content, photos, soft_targets=True, **config)
+        assert "embeddings" not in labels.example(0)[1]
+        labels.embeddings = tmp_path / "embeddings.npy"
+        for index in range(len(labels)):
+            targets = pickle.loads(pickle.dumps(labels)).example(index)[1]
+            assert targets["embeddings"].dtype == torch.float32
+            assert targets["embeddings"][:, 0].tolist() == targets["weights"].tolist()
 
 
 def test_polygons_runs_and_no_score(content: Content, photos: Path) -> None:

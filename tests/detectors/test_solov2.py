@@ -9,10 +9,12 @@ from torch import nn
 
 from figureground.config import differences
 from figureground.detectors import configure, create, load, load_backbone, save
+from figureground.detectors.exemplar_contrast import ExemplarContrastConfig, exemplar_contrast
+from figureground.detectors.interface import batch
 from figureground.detectors.solo_head import with_coordinates
 from figureground.detectors.solo_targets import assign, fill_boxes, shrink
 from figureground.detectors.solov2 import WeakLossConfig, alike_in_colour, convolve, enlarge, keep_peaks
-from figureground.detectors.targets import Truth
+from figureground.detectors.targets import Truth, check_targets
 from figureground.errors import ConfigError
 from figureground.ops.masks import mask_iou, masks_to_boxes
 from tests.detectors.scenes import draw
@@ -268,6 +270,49 @@ class TestTraining:
         with pytest.raises(ValueError, match="1 objects and 3 embeddings"):
             model(images, [targets[0], {**targets[1], "embeddings": torch.zeros(3, 7)}])
         assert small().cells.embedding is None
+
+    def test_objects_of_which_nothing_is_known(self):
+        """Embeddings of zeros are not learned, and cost nothing."""
+        images, targets = scenes(2)
+        model = small(embedding_weight=1, embedding=5)
+        targets[0]["embeddings"] = torch.zeros(len(targets[0]["boxes"]), 5)
+        losses = model(images, targets)
+        assert float(losses["embedding"].detach()) == 0
+        targets[0]["embeddings"][0] = 1
+        known = float(model(images, targets)["embedding"].detach())
+        targets[0]["boxes"], targets[0]["labels"] = targets[0]["boxes"][:1], targets[0]["labels"][:1]
+        targets[0]["masks"], targets[0]["embeddings"] = targets[0]["masks"][:1], targets[0]["embeddings"][:1]
+        assert known == pytest.approx(float(model(images, targets)["embedding"].detach()), rel=1e-5)
+
+    def test_exemplars(self):
+        """The contrast of what the cells of objects say, with its weight; the pool is no part of the weights."""
+        images, targets = scenes(3, 2)
+        model = small(embedding_weight=0.5, embedding=7)
+        generator = torch.Generator().manual_seed(0)
+        for target in targets:
+            target["embeddings"] = torch.randn(len(target["boxes"]), 7, generator=generator)
+        pool = torch.nn.functional.normalize(torch.randn(6, 7, generator=generator))
+        config = ExemplarContrastConfig(alpha=0.2, beta=0.1, weight=2.6)
+        before = model(images, targets)
+        model.contrast_with(pool, config)
+        losses = model(images, targets)
+        assert losses.keys() == {*before, "exemplar"}
+        said = model.cells(model.backbone(batch(images))).embeddings
+        positive = [
+            assign(own, (64, 64), model.config.grids, model.config.ranges, model.config.centre)[1]
+            for own in check_targets(targets, [(64, 64)] * 2, 1)
+        ]
+        expected = 2.6 * exemplar_contrast(said[torch.stack(positive)], pool, config)
+        assert float(expected.detach()) > 0
+        torch.testing.assert_close(losses["exemplar"], expected)
+        losses["exemplar"].backward()
+        assert model.cells.embedding.weight.grad.any()
+        assert "exemplars" not in model.state_dict()
+        for other in (small(), small(embedding_weight=1, embedding=8)):
+            with pytest.raises(ValueError, match="Exemplars of 7 numbers"):
+                other.contrast_with(pool, config)
+        with pytest.raises(ValueError, match="how many numbers"):
+            small(embedding_weight=1)
 
     def test_several_categories(self):
         model = small(categories=3)

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from figureground.evaluation.semantic_miou import (
     Criterion,
+    ImageConfusions,
     confusion_matrix,
     majority_classes,
     match_clusters,
@@ -74,3 +75,21 @@ def test_labels_out_of_range() -> None:
         confusion_matrix(np.array([0]), np.array([3]), 2, 3)
     with pytest.raises(ValueError, match="cluster label"):
         confusion_matrix(np.array([-1]), np.array([0]), 2, 3)
+
+
+def test_images_drawn_anew() -> None:
+    rng = np.random.default_rng(3)
+    images, clusters = np.array([0, 0, 1, 2, 2, 2]), np.array([0, 1, 1, 0, 2, 2])
+    counts = rng.integers(0, 9, (6, 4))
+    confusions = ImageConfusions(3, 3, 4)
+    confusions.add(images[:4], clusters[:4], counts[:4])
+    confusions.add(images[4:], clusters[4:], counts[4:])
+    assert confusions.total().sum() == counts.sum()
+    matched = match_clusters(confusions.total())
+    draws = np.array([[1, 1, 1], [3, 0, 0], [0, 1, 2]])
+    for weights, value in zip(draws, confusions.resampled(draws, matched), strict=True):
+        expected = np.zeros((3, 4), dtype=np.int64)
+        for image, cluster, row in zip(images, clusters, counts, strict=True):
+            expected[cluster] += weights[image] * row
+        assert value == pytest.approx(semantic_scores(expected, matched).miou)
+    assert np.isnan(confusions.resampled(np.zeros((1, 3), dtype=int), matched)).all()

@@ -97,7 +97,8 @@ def test_the_same_again_and_a_batch_is_its_images(name: str, preset: str) -> Non
     for found, (features, pixels, _) in zip(together, scenes, strict=True):
         [alone] = method.propose(fitted(name, features), pixels)
         assert torch.equal(found.masks, alone.masks)
-        assert torch.equal(found.scores, alone.scores)
+        # A network rounds otherwise in a batch.
+        torch.testing.assert_close(found.scores, alone.scores, rtol=0, atol=1e-6)
 
 
 @every

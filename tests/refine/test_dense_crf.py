@@ -5,7 +5,7 @@ import torch
 from figureground.config import build
 from figureground.errors import ConfigError
 from figureground.refine import DenseCRFConfig, RefineConfig, dense_crf, dense_crf_masks, refine_masks
-from figureground.refine.dense_crf import _appearance_kernel, _smoothness_kernel
+from figureground.refine.dense_crf import DenseCRF, MeanField, _appearance_kernel, _smoothness_kernel
 from tests.conftest import golden
 from tests.reference.dense_crf import marginals
 from tests.reference.permutohedral import gaussian_filter
@@ -27,7 +27,7 @@ def test_is_the_mean_field_of_two_labels():
     unit = torch.eye(mask.numel())
     lattices = [
         _smoothness_kernel(10, 14, config.gaussian_sxy, image.device)._lattice,
-        _appearance_kernel(image, config)._lattice,
+        _appearance_kernel(image[None], config)._lattice,
     ]
     weights = [config.gaussian_compat, config.bilateral_compat]
     kernels = [(w, lattice.filter(unit).T.double().numpy()) for w, lattice in zip(weights, lattices, strict=True)]
@@ -59,6 +59,27 @@ def test_many_masks_are_as_one_at_a_time_and_repeat_themselves():
     assert torch.equal(together, dense_crf_masks(image, masks))
     torch.testing.assert_close(together[2], 1 - together[0], atol=1e-4, rtol=0)  # neither label is special
     assert dense_crf_masks(image, masks[:0]).shape == (0, *mask.shape)
+
+
+def test_images_in_one_lattice_are_as_alone():
+    # As on an accelerator: one image has no mask, and another more than the first.
+    image, mask, box = two_tones()
+    images = torch.stack([image, image.flip(1), 255 - image, image // 2])
+    masks, owners = torch.stack([mask, ~mask, box, mask.flip(1)]), torch.tensor([0, 2, 2, 3])
+    together = MeanField(images, DenseCRFConfig())(masks, owners)
+    alone = [dense_crf(images[owner], one) for one, owner in zip(masks, owners, strict=True)]
+    torch.testing.assert_close(together, torch.stack(alone), atol=1e-4, rtol=0)
+    assert torch.equal(DenseCRF(images)(masks, owners), torch.stack(alone))
+    assert MeanField(images, DenseCRFConfig())(masks[:0], owners[:0]).shape == (0, *mask.shape)
+
+
+def test_threads_change_no_bit(monkeypatch):
+    image, mask, box = two_tones()
+    masks = torch.stack([mask, box, ~mask, ~box, mask & box, mask | box, mask, box, ~box])
+    expected = dense_crf_masks(image, masks)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    assert torch.equal(dense_crf_masks(image, masks), expected)
+    assert torch.equal(dense_crf_masks(image, masks[:2]), expected[:2])
 
 
 @pytest.mark.parametrize("size", DEGENERATE_SIZES, ids=str)

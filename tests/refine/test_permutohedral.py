@@ -101,3 +101,27 @@ def test_sparse_products_of_accelerators_are_those_of_scipy():
     torch.testing.assert_close(_by_embedding_bag(matrix, right), right @ dense.T)
     torch.testing.assert_close(_by_embedding_bag(matrix.transposed, left), left @ dense)
     assert _by_embedding_bag(matrix, right[:0]).shape == (0, 9)
+
+
+def test_long_rows_are_summed_in_pieces():
+    generator = torch.Generator().manual_seed(4)
+    columns = torch.randint(0, 3, (9000, 2), generator=generator).int()  # some 6000 entries a row of the transpose
+    matrix = SparseMatrix.from_rows(columns, torch.rand(9000, 2, generator=generator), 4)
+    pieces = matrix.transposed.in_pieces
+    assert len(pieces) == 3
+    assert max(int(piece.starts.diff().max()) for piece in pieces) <= 64
+    values = torch.rand(2, 9000, generator=generator)
+    torch.testing.assert_close(_by_embedding_bag(matrix.transposed, values), matrix.rmatvec(values), rtol=1e-5, atol=0)
+    assert matrix.in_pieces == [matrix]
+
+
+def test_points_of_different_images_never_meet():
+    features = random_points(120, 3, 4.0)
+    images = torch.arange(3).repeat_interleave(40)
+    values = random_points(2, 120, 1.0, seed=1)
+    together = PermutohedralLattice(features, images).filter(values)
+    alone = [
+        PermutohedralLattice(own).filter(part.contiguous())
+        for own, part in zip(features.split(40), values.split(40, dim=1), strict=True)
+    ]
+    torch.testing.assert_close(together, torch.cat(alone, 1))

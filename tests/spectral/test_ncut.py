@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from figureground.spectral import cosine_affinity, fiedler_vector, ncut_value, smallest_eigenvectors
+from figureground.spectral.ncut import _solve, largest_by_squaring
 from tests.conftest import golden
 from tests.reference import ncut as reference
 
@@ -150,10 +151,51 @@ class TestDegenerate:
             smallest_eigenvectors(torch.ones(4, 4), 0)
 
 
+def test_graphs_solved_together_are_as_solved_alone() -> None:
+    # As on an accelerator: one graph converges at once, one late, and one leaves before it has begun.
+    parts = torch.block_diag(*[torch.ones(15, 15)] * 4).clamp(min=1e-5)
+    stack = torch.stack([*(random_affinity(60, seed) for seed in range(4)), parts, random_affinity(60, 9)])
+    live = torch.rand(6, 60, generator=torch.Generator().manual_seed(1)) > 0.2
+    live[4], live[5] = True, False
+    live[5, 7] = True
+    live[3, 5:] = False
+    for count in (1, 3):
+        values, vectors = _solve(stack, live, count)
+        alone = [_solve(graph[None], own[None], count) for graph, own in zip(stack, live, strict=True)]
+        torch.testing.assert_close(values, torch.cat([value for value, _ in alone]), atol=1e-5, rtol=0)
+        for index in (0, 1, 2, 3):
+            for one, other in zip(vectors[index], alone[index][1][0], strict=True):
+                assert bool(one.any()) == bool(other.any())
+                assert not one.any() or torch.cosine_similarity(one, other, dim=0) > 0.9999
+        assert values[5].tolist() == [2] * count
+        assert not vectors[5].any()
+
+
+@settings(deadline=None, max_examples=25)
+@given(size=st.integers(1, 40), seed=st.integers(0, 10_000))
+def test_squaring_finds_the_largest_eigenvalue(size: int, seed: int) -> None:
+    drawn = torch.randn(3, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    matrices = drawn + drawn.mT
+    matrices = matrices / torch.linalg.matrix_norm(matrices, ord=2)[:, None, None]
+    values, vectors = largest_by_squaring(matrices)
+    torch.testing.assert_close(values[:, 0], torch.linalg.eigvalsh(matrices)[:, -1], atol=1e-9, rtol=0)
+    residuals = matrices @ vectors.mT - values[:, None] * vectors.mT
+    assert residuals.abs().max() < 1e-7
+
+
+def test_ncut_value_of_a_batch_is_that_of_each() -> None:
+    stack = torch.stack([random_affinity(30, seed) for seed in range(3)])
+    sides = torch.rand(3, 30, generator=torch.Generator().manual_seed(2)) > 0.5
+    sides[1] = False
+    together = ncut_value(stack, sides)
+    assert together.tolist() == pytest.approx([float(ncut_value(*one)) for one in zip(stack, sides, strict=True)])
+    assert together[1] == 2
+
+
 def test_ncut_value_is_the_definition() -> None:
     affinity = random_affinity(20, 7)
     side = torch.arange(20) < 8
-    assert ncut_value(affinity, side) == pytest.approx(reference.ncut(affinity.numpy(), side.numpy()), rel=1e-5)
+    assert float(ncut_value(affinity, side)) == pytest.approx(reference.ncut(affinity.numpy(), side.numpy()), rel=1e-5)
     assert ncut_value(affinity, torch.zeros(20, dtype=torch.bool)) == 2
 
 

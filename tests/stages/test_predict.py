@@ -123,7 +123,7 @@ class TestResume:
 
         with pytest.raises(KeyboardInterrupt):
             run(quick(detector, labelled), tmp_path / "run", progress=stop)
-        result = run(quick(detector, labelled, "workers=2"), tmp_path / "run")
+        result = run(quick(detector, labelled, "threads=2"), tmp_path / "run")
         assert (result.resumed, result.images) == (3, 7)
         assert contents(tmp_path / "run") == contents(undisturbed)
 

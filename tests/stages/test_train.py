@@ -279,14 +279,6 @@ class TestInput:
         with pytest.raises(UsageError, match="no file or folder"):
             configure(labelled, [tmp_path / "nothing"])
 
-    def test_categories(self, tmp_path: Path) -> None:
-        labels = write_labelled(tmp_path / "drawn", 2)
-        edit(labels, lambda content: content["annotations"][0].update(category_id=3))
-        wanted = ["labels.class_agnostic=false", "steps=1"]
-        with pytest.raises(UsageError, match=r"categories up to 3.*\n.*detector\.categories=3"):
-            run(light(labels, *wanted), tmp_path / "run")
-        run(light(labels, *wanted, "detector.categories=3"), tmp_path / "run")
-
     def test_a_truth_without_images(self, labelled: Path, tmp_path: Path) -> None:
         truth = f"probe.truth={labelled / 'annotations.json'}"
         with pytest.raises(ConfigError, match=r"probe\.truth is given without its images"):

@@ -8,7 +8,7 @@ import pytest
 
 from figureground.errors import RunError
 from figureground.storage import atomic, jsonlines
-from figureground.storage.lock import exclusive
+from figureground.storage.lock import check_holder, exclusive, read_holder
 from figureground.storage.shards import Shard, fingerprint
 
 
@@ -42,6 +42,31 @@ def test_a_real_full_disk(tmp_path: Path) -> None:
         pytest.skip("this system has no /dev/full")
     with pytest.raises(OSError, match="No space left"), open("/dev/full", "wb", buffering=0) as file:
         file.write(b"x")
+
+
+def test_a_line_that_does_not_fit_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    (tmp_path / "log.jsonl").symlink_to("/dev/full")
+    with pytest.raises(RunError, match="disk is full"):
+        jsonlines.append(tmp_path / "log.jsonl", {"a": 1})
+
+
+def test_what_kills_have_left_is_removed_when_the_folder_is_held(tmp_path: Path) -> None:
+    (tmp_path / "below").mkdir()
+    for name in (".a.json.123.tmp", "a.tmp", ".b.json", "below/.c.json.123.tmp"):
+        (tmp_path / name).touch()
+    with exclusive(tmp_path):
+        assert {path.name for path in tmp_path.iterdir()} == {"a.tmp", ".b.json", "below", ".lock", ".holder"}
+    assert (tmp_path / "below" / ".c.json.123.tmp").exists()
+
+
+def test_a_hold_is_told_from_the_next(tmp_path: Path) -> None:
+    with exclusive(tmp_path):
+        first = read_holder(tmp_path)
+        check_holder(tmp_path, first)
+    with exclusive(tmp_path), pytest.raises(RunError, match="Another process writes"):
+        check_holder(tmp_path, first)
 
 
 def test_lines_survive_a_cut(tmp_path: Path) -> None:

@@ -34,7 +34,8 @@ def load(
         features: ``keys``, ``queries`` or ``values`` of the last block, before attention and not normed, the heads side
             by side; or ``tokens``, the patches after the last norm.
         precision: ``fp32``, or ``bf16``: faster on a CPU that has bfloat16, with keys off by up to 7e-3 of the largest
-            (``results/bench/backbones.csv``).
+            (``results/bench/backbones.csv``); ``auto`` takes bf16 where the device multiplies it in hardware, so that
+            the features depend on the machine.
         device: Where the weights are put; images must be there too.
 
     Raises:
@@ -57,4 +58,16 @@ def load(
 
     model = define(row)
     fill(model, row, weights)
+    if precision == "auto":
+        precision = "bf16" if multiplies_bfloat16(device) else "fp32"
     return ViT(model, row, features, precision).to(device)
+
+
+def multiplies_bfloat16(device: str) -> bool:
+    """Whether a device multiplies matrices of bfloat16 in hardware; unknown counts as not."""
+    import torch
+
+    if torch.device(device).type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    known = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(known.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))

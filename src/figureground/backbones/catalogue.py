@@ -1,7 +1,7 @@
 """Every backbone there is, one row each. Text only: neither torch nor timm is imported here.
 
 A new backbone of a known family is one more row. The licence is that of the weights, read from the repository that
-publishes them; the project ships none.
+publishes them; the project ships those of ``embedded`` alone.
 """
 
 import difflib
@@ -13,7 +13,7 @@ from figureground.errors import UsageError
 
 # What `figureground.backbones.load` can return, and how precisely; here for configurations, which do not import torch.
 Features = Literal["keys", "queries", "values", "tokens"]
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "auto"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,8 +37,8 @@ class Row:
         hub_id: Repository on the Hugging Face hub with the same weights in timm's names; ``None`` where there is none.
         hub_revision: Commit of that repository. ``None``, its newest, in every row: the hub could not be reached from
             where this catalogue was written, and a commit that nobody looked up is not a pin.
-        sha256: First digits of the SHA-256 of ``file``. The official DINO and DINOv2 names carry none; DINOv3's end in
-            it, by the convention of ``torch.hub``.
+        sha256: First digits of the SHA-256 of ``file``, or all of them. The official DINO and DINOv2 names carry none;
+            DINOv3's end in it, by the convention of ``torch.hub``.
         features: Which of its features measured best here; what is used unless others are asked for.
     """
 
@@ -144,6 +144,17 @@ _ROWS = (
     _dinov2("base", registers=4),
     _dinov3("small", "08c60483"),
     _dinov3("base", "73cec8be"),
+    Row(
+        name="embedded",
+        family="own",
+        patch_size=8,
+        width=192,
+        heads=3,
+        paper="docs/embedded.md: a small ViT that learned from the masks of `background`",
+        file=str(own.EMBEDDED / own.FILE),
+        sha256="2c6ca7d06ecccd7b81c5c732b4d78bb646382ffde5a3d512a5cf0ca085a3432c",
+        features="tokens",
+    ),
     Row(
         name="handcrafted",
         family="handcrafted",

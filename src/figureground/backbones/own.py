@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 VERSION = 1
 FILE = "backbone.safetensors"
+# The run of `figureground distil` that comes with the package: its backbone and its head.
+EMBEDDED = Path(__file__).parent / "embedded"
 _KEY = "figureground_backbone"
 _REMEDY = "A backbone is made by `figureground pretrain PHOTOS --out RUN`: give RUN, or RUN/backbone.safetensors."
 

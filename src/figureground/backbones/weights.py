@@ -152,7 +152,7 @@ def _unwrap(content: Any, file: Path, row: Row) -> State:
 
 def _check_digest(file: Path, row: Row) -> None:
     """Compare the digest of a file that carries the official name; another name may be another training."""
-    if row.sha256 is None or file.name != row.file or not file.is_file():
+    if row.sha256 is None or row.file is None or file.name != Path(row.file).name or not file.is_file():
         return
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -160,7 +160,7 @@ def _check_digest(file: Path, row: Row) -> None:
         raise WeightsError(
             f"{file} is damaged or is not what its name says: its SHA-256 begins with {digest[: len(row.sha256)]}, "
             f"expected {row.sha256}.",
-            f"Get {row.file} again from {row.url}.",
+            f"Get {row.file} again from {row.url}." if row.url else "Install figureground again.",
         )
 
 

@@ -12,12 +12,14 @@ from figureground.cli.compare import compare
 from figureground.cli.distil import distil
 from figureground.cli.doctor import doctor
 from figureground.cli.evaluate import evaluate
+from figureground.cli.exemplars import exemplars
 from figureground.cli.found import found_head
 from figureground.cli.label import label
 from figureground.cli.learn import learn
 from figureground.cli.predict import predict
 from figureground.cli.pretrain import pretrain
 from figureground.cli.self_train import self_train
+from figureground.cli.semantic import semantic
 from figureground.cli.train import train
 from figureground.cli.truth import truth
 from figureground.errors import FiguregroundError, UsageError
@@ -38,7 +40,9 @@ app.command()(predict)
 app.command()(evaluate)
 app.command()(compare)
 app.command()(cluster)
+app.command()(exemplars)
 app.command()(pretrain)
+app.add_typer(semantic)
 app.command("found-head")(found_head)
 app.command()(distil)
 app.command()(truth)

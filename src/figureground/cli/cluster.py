@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from figureground.cli.ending import say_left_out, stoppable
-from figureground.cli.options import Backbone, Device, Out
+from figureground.cli.options import Address, Backbone, Device, Out, Runner, Workers
 
 if TYPE_CHECKING:
     from figureground.stages.cluster import ClusterResult
@@ -25,6 +25,9 @@ def cluster(
         Path | None, typer.Option(help="COCO file whose objects have classes: purity and NMI are measured.")
     ] = None,
     device: Device = None,
+    runner: Runner = None,
+    workers: Workers = None,
+    address: Address = None,
     assignments: Annotated[
         list[str] | None,
         typer.Option(
@@ -41,6 +44,7 @@ def cluster(
     """
     from figureground.cli.progress import progress_bar
     from figureground.errors import UsageError
+    from figureground.runners import create_runner
     from figureground.stages import cluster as stage
 
     if out is None:
@@ -56,8 +60,9 @@ def cluster(
         device=device,
         backbone=None if backbone is None else {"name": backbone},
     )
+    chosen = create_runner(runner, workers, address, config.device)
     with stoppable(), progress_bar("Looking") as progress:
-        result = stage.run(config, out, progress=progress)
+        result = stage.run(config, out, chosen, progress)
     _report(result)
     raise typer.Exit(3 if result.failed else 0)
 

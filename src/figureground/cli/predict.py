@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from figureground.cli.ending import say_left_out, stoppable
-from figureground.cli.options import Device, Images, Limit, Out
+from figureground.cli.options import Address, Device, Images, Limit, Out, Runner, Workers
 
 if TYPE_CHECKING:
     from figureground.stages import StageResult
@@ -28,13 +28,16 @@ def predict(
         ),
     ] = None,
     device: Device = None,
+    runner: Runner = None,
+    workers: Workers = None,
+    address: Address = None,
     limit: Limit = None,
     assignments: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="batch_size, max_detections, nms, short_side, precision, workers; repeatable.",
+            help="batch_size, max_detections, nms, short_side, precision, threads; repeatable.",
         ),
     ] = None,
 ) -> None:
@@ -44,6 +47,7 @@ def predict(
     """
     from figureground.cli.progress import progress_bar
     from figureground.errors import UsageError
+    from figureground.runners import create_runner
     from figureground.stages import predict as stage
 
     if out is None:
@@ -54,17 +58,20 @@ def predict(
     config = stage.configure(
         detector, images or (), assignments or (), score_threshold=score_threshold, device=device, limit=limit
     )
+    chosen = create_runner(runner, workers, address, config.device)
     with stoppable(), progress_bar("Predicting") as progress:
-        result = stage.run(config, out, progress=progress)
+        result = stage.run(config, out, chosen, progress)
     _report(result, config.score_threshold)
     raise typer.Exit(3 if result.failed else 0)
 
 
 def _report(result: "StageResult", threshold: float) -> None:
+    from figureground.data.annotation_file import find_annotations
+
     console = Console(highlight=False, soft_wrap=True)
     console.print(
         f"{result.instances} objects that score above {threshold:g} in {result.images} images, {result.seconds:.1f} s."
     )
     say_left_out(console, result.out, result.failed, result.ignored)
-    console.print(f"Masks:  {escape(str(result.out / 'annotations.json'))}")
+    console.print(f"Masks:  {escape(str(find_annotations(result.out)))}")
     console.print(f"Report: {escape(result.report.absolute().as_uri())}")

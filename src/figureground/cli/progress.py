@@ -31,7 +31,7 @@ def progress_bar(title: str) -> Iterator[Callable[[Progress], None]]:
             # Only what this start did tells how fast it is: earlier shards cost nothing now.
             rate = progress.fresh / max(perf_counter() - start, 1e-9)
             left = (progress.total - progress.done) / rate if rate else 0
-            speed = f"{rate:.2f} images/s, {_clock(left)} left" if progress.fresh else ""
+            speed = f"{rate:.2f} images/s, {clock(left)} left" if progress.fresh else ""
             failed = f", {progress.failed} failed" if progress.failed else ""
             counts = f"{progress.instances} objects{failed}"
             bar.start()
@@ -58,7 +58,7 @@ def training_bar(title: str) -> "Iterator[Callable[[StepReport], None]]":
             speed = f"{report.images_per_s:.1f} images/s"
             if done > start[1]:
                 step_s = (perf_counter() - start[0]) / (done - start[1])
-                speed += f", {_clock((report.steps - done) * step_s)} left"
+                speed += f", {clock((report.steps - done) * step_s)} left"
             skipped = f", {report.position.skipped} skipped" if report.position.skipped else ""
             bar.start()
             counts = f"loss {report.loss:.4f}{skipped}"
@@ -82,7 +82,8 @@ def _bar(title: str) -> Bar:
     )
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}"

@@ -30,7 +30,9 @@ def self_train(
         typer.Option(help="What was labelled: photographs and folders; repeatable. [default: as the training says]"),
     ] = None,
     out: Out = None,
-    rounds: Annotated[int | None, typer.Option(help="How often the detector is trained anew. [default: 3]")] = None,
+    rounds: Annotated[
+        int | None, typer.Option(help="How often the detector is trained anew. [default: 3, of a SOLOv2 1]")
+    ] = None,
     recipe: Annotated[
         str | None,
         typer.Option(help=f"{', '.join(RECIPES)}. [default: what follows the detector's own training]"),
@@ -42,7 +44,8 @@ def self_train(
             "--set",
             metavar="KEY=VALUE",
             help="thresholds=[0.7,0.65], merge.max_overlap, merge.nms, predict.max_detections, predict.batch_size, "
-            "train.steps, train.optimiser.rate ...; repeatable.",
+            "train.steps, train.optimiser.rate, train.exemplars (a pool, with a detector that learns embeddings) ...; "
+            "repeatable.",
         ),
     ] = None,
 ) -> None:

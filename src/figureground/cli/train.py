@@ -43,7 +43,8 @@ def train(
             "--set",
             metavar="KEY=VALUE",
             help="steps, batch_size, optimiser.rate, ema, workers, labels.min_score, copy_paste.rate, "
-            "detector.backbone.arch, probe.truth ...; repeatable.",
+            "detector.backbone.arch, labels.class_agnostic=false (learn the categories of the file), exemplars, "
+            "probe.truth ...; repeatable.",
         ),
     ] = None,
 ) -> None:

@@ -60,7 +60,7 @@ def _list() -> None:
     table = Table("name", "data set", "measures", "truth", "licence and terms")
     table.add_column("images, as published", justify="right")
     for row in DATA_SETS.values():
-        kind = "masks" if row.masks else "boxes"
+        kind = "classes" if row.classes else "masks" if row.masks else "boxes"
         table.add_row(row.name, row.title, row.measures, kind, row.licence, str(row.published_images))
     console = Console()
     console.print(table)
@@ -86,5 +86,12 @@ def _report(result: "TruthResult", root: Path) -> None:
     console.print(f"Truth: {escape(str(result.path))}")
     folders = " ".join(shlex.quote(str(root / folder)) for folder in result.data_set.images)
     run, path = f"runs/{result.data_set.name}", shlex.quote(str(result.path))
+    if result.data_set.classes:
+        console.print(
+            f"Next:  figureground semantic cluster MODEL --train IMAGES --val {path} --set val_images={folders} "
+            "--out OUT",
+            markup=False,
+        )
+        return
     console.print(f"Next:  figureground label {folders} --out {run}", markup=False)
     console.print(f"       figureground evaluate {run} --truth {path}", markup=False)

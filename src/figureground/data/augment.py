@@ -10,6 +10,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
 from figureground.config import Config
+from figureground.data.strong import StrongConfig
 from figureground.data.targets import Targets, targets_of
 from figureground.ops.masks import resize_masks
 
@@ -34,6 +35,11 @@ class AugmentConfig(Config):
     contrast: float = Field(default=0.0, ge=0, le=1, description="Likewise (CutLER: 0).")
     saturation: float = Field(default=0.0, ge=0, le=1, description="Likewise (CutLER: 0).")
     hue: float = Field(default=0.0, ge=0, le=0.5, description="Turn of at most this share of a circle (CutLER: 0).")
+    strong: StrongConfig | None = Field(
+        default=None,
+        description="Each image is learned from twice in a step: as above, and so varied on top of it, the only one "
+        "that objects are pasted into; none: once (CutLER: once; FreeSOLO: twice).",
+    )
 
     def enough(self, size: tuple[int, int]) -> tuple[int, int]:
         """The largest size that an image of ``size`` can be brought to: it need not be decoded larger."""
@@ -88,7 +94,7 @@ def augment(
     if flip < config.flip_probability:
         image, masks = image.flip(-1), masks.flip(-1)
     image = _coloured(image.contiguous(), config, colours)
-    return image, targets_of(masks, targets["labels"], targets["weights"])
+    return image, targets_of(masks, targets["labels"], targets["weights"], targets.get("embeddings"))
 
 
 def _coloured(image: UInt8[Tensor, "3 H W"], config: AugmentConfig, draws: list[float]) -> UInt8[Tensor, "3 H W"]:

@@ -1,6 +1,7 @@
 """Fields of COCO files, each checked; an error names the file and the field."""
 
 import json
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,33 +36,27 @@ def read_json(path: Path) -> Any:
         raise UsageError(f"{path} is not JSON: {error}.", "A COCO file is needed.") from None
 
 
-def read_images(content: dict[str, Any], path: Path) -> dict[int, AnnotatedImage]:
-    """The images that a file lists, by id."""
-    images: dict[int, AnnotatedImage] = {}
-    for index, entry in enumerate(read_entries(content, "images", path)):
+def read_images(entries: Iterable[Any], path: Path) -> Iterator[AnnotatedImage]:
+    """The images that a file lists; ``entries`` are gone through as the images are asked for.
+
+    Raises:
+        UsageError: If an entry is wrong, or an ``id`` is given twice; it names both.
+    """
+    seen: set[int] = set()
+    for index, entry in enumerate(entries):
         where = f"{path}: images[{index}]"
         number = to_whole(read_field(entry, "id", where), "id", where)
         where = f"{path}: image {number}"
-        if number in images:
+        if number in seen:
             raise UsageError(f"{where}: `id` is given twice.")
+        seen.add(number)
         name = read_field(entry, "file_name", where)
         if not isinstance(name, str) or not name:
             raise UsageError(f"{where}: `file_name` is not a text: {name!r}.")
         height, width = (to_whole(read_field(entry, key, where), key, where) for key in ("height", "width"))
         if min(height, width) < 1:
             raise UsageError(f"{where}: `height` and `width` must be positive, got {height} and {width}.")
-        images[number] = AnnotatedImage(number, name, height, width)
-    return images
-
-
-def read_entries(content: dict[str, Any], key: str, path: Path) -> list[Any]:
-    """The list under a key."""
-    entries = content.get(key)
-    if not isinstance(entries, list):
-        raise UsageError(
-            f"{path}: `{key}` is {'not a list' if key in content else 'missing'}.", "A COCO file is needed."
-        )
-    return entries
+        yield AnnotatedImage(number, name, height, width)
 
 
 def read_field(entry: Any, key: str, where: str) -> Any:

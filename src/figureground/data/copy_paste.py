@@ -171,10 +171,14 @@ def _joined(
     for mask, piece in zip(pasted, pieces, strict=True):
         mask[piece.window] = piece.mask
     indices = torch.tensor([piece.index for piece in pieces], dtype=torch.int64, device=covered.device)
+    embeddings = None
+    if "embeddings" in targets and "embeddings" in source_targets:
+        embeddings = torch.cat([targets["embeddings"], source_targets["embeddings"][indices]])
     return targets_of(
         torch.cat([targets["masks"] & ~covered, pasted]),
         torch.cat([targets["labels"], source_targets["labels"][indices]]),
         torch.cat([targets["weights"], source_targets["weights"][indices]]),
+        embeddings,
     )
 
 

@@ -2,20 +2,54 @@
 
 import io
 import os
+import threading
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from figureground.data.resize import shrink
 from figureground.errors import ImageError
 
 # Pillow's own limit against decompression bombs: twice its warning level.
 MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
 Size = tuple[int, int]
+# Images above this are decoded one at a time, however many threads decode: each takes several bytes a pixel.
+_LARGE_PIXELS = 2**25
+_alone = threading.Lock()
+_ORIENTATION = 0x0112
+_SIDES_SWAPPED = (5, 6, 7, 8)
 _WIDE_GREY = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
+
+
+class _Silence:
+    """No warnings while any thread is inside; Python's own context is that of one thread alone."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside = threading.Lock(), 0
+        self._before = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._before = warnings.catch_warnings()
+                self._before.__enter__()
+                # Between Pillow's warning and its refusal there is nothing to say; damaged metadata is not our concern.
+                warnings.simplefilter("ignore")
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._before.__exit__(None, None, None)
+
+
+_silent = _Silence()
 
 
 def load_image(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "H W 3"]:
@@ -38,7 +72,8 @@ def decode(
     Args:
         source: The file, or what it holds.
         enough: From the whole ``(height, width)`` to one that is enough: a JPEG may then be decoded at a half, a
-            quarter or an eighth of its size, which is many times faster; ``None`` decodes it whole.
+            quarter or an eighth of its size, which is many times faster, and what is four times as large or more is
+            shrunk; ``None`` decodes it whole.
 
     Returns:
         The pixels, and ``(height, width)`` of the whole image after the EXIF orientation.
@@ -47,11 +82,8 @@ def decode(
         ImageError: As :func:`load_image`.
     """
     try:
-        with warnings.catch_warnings():
-            # Between Pillow's warning and its refusal there is nothing to say; damaged metadata is not our concern.
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-                return _to_rgb(image, enough)
+        with _silent, Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            return _to_rgb(image, enough)
     except ImageError:
         raise
     except Image.DecompressionBombError:
@@ -77,40 +109,52 @@ def decode(
 def read_size(path: str | os.PathLike[str]) -> Size | None:
     """``(height, width)`` after the EXIF orientation, from the head of the file; ``None`` where there is no telling."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(path) as image:
-                return _size(image)[0]
+        with _silent, Image.open(path) as image:
+            return _size(image)[0]
     except Exception:  # what is wrong with the file is said when it is decoded
         return None
 
 
-def _size(image: Image.Image) -> tuple[Size, bool]:
-    """The size once turned, and whether turning swaps the sides."""
+def _size(image: Image.Image) -> tuple[Size, int]:
+    """The size once turned, and the EXIF orientation."""
     width, height = image.size
-    turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-    return ((width, height) if turned else (height, width)), turned
+    orientation = image.getexif().get(_ORIENTATION, 1)
+    return ((width, height) if orientation in _SIDES_SWAPPED else (height, width)), orientation
 
 
 def _to_rgb(image: Image.Image, enough: Callable[[Size], Size] | None) -> tuple[np.ndarray, Size]:
-    size, turned = _size(image)
-    if enough is not None and image.format == "JPEG":
-        wanted = enough(size)
-        image.draft(None, wanted if turned else (wanted[1], wanted[0]))
-    image.load()
-    ImageOps.exif_transpose(image, in_place=True)
-    if image.mode in _WIDE_GREY:
-        return _stretch(np.asarray(image)), size
-    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, (255, 255, 255, 255)), rgba)
-    return np.asarray(image if image.mode == "RGB" else image.convert("RGB")), size
+    size, orientation = _size(image)
+    with _alone if image.width * image.height > _LARGE_PIXELS else nullcontext():
+        wanted = size if enough is None else enough(size)
+        wanted = (wanted[1], wanted[0]) if orientation in _SIDES_SWAPPED else wanted
+        if enough is not None and image.format == "JPEG":
+            image.draft(None, (wanted[1], wanted[0]))
+        image.load()
+        if image.mode in _WIDE_GREY:
+            image = _stretch(image)
+        elif "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
+            rgba = shrink(image if image.mode == "RGBA" else image.convert("RGBA"), wanted)
+            image = Image.alpha_composite(Image.new("RGBA", rgba.size, (255, 255, 255, 255)), rgba)
+        elif image.mode in ("1", "P"):  # whose values have no mean
+            image = image.convert("RGB")
+        image = shrink(image, wanted)
+        image = image if image.mode == "RGB" else image.convert("RGB")
+        # Last, when the image is smallest; what was made of it has forgotten how it lies.
+        image.getexif()[_ORIENTATION] = orientation
+        ImageOps.exif_transpose(image, in_place=True)
+        return np.asarray(image), size
 
 
-def _stretch(grey: np.ndarray) -> np.ndarray:
-    values = grey.astype(np.float64)
-    if not np.isfinite(values).all():
+def _stretch(image: Image.Image) -> Image.Image:
+    grey = np.asarray(image)
+    # A few rows at a time: in float64 a large image is several times as large.
+    blocks = np.array_split(grey, -(-grey.size // 2**22) or 1)
+    if not all(np.isfinite(block).all() for block in blocks):
         raise ImageError("The image holds NaN or infinite values.")
-    low, high = values.min(), values.max()
-    scaled = np.rint((values - low) * (255 / (high - low))) if high > low else np.full_like(values, 127)
-    return np.repeat(scaled.astype(np.uint8)[..., None], 3, axis=2)
+    low, high = float(grey.min()), float(grey.max())
+    scaled = np.full(grey.shape, 127, np.uint8)
+    if high > low:
+        rows = np.array_split(scaled, len(blocks))
+        for block, row in zip(blocks, rows, strict=True):
+            row[:] = np.rint((block.astype(np.float64) - low) * (255 / (high - low)))
+    return Image.fromarray(scaled)

@@ -1,5 +1,6 @@
 """Find the images that a command was given."""
 
+import itertools
 import os
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -52,51 +53,60 @@ def list_images(
     """
     if not inputs:
         raise UsageError("No images were given.", "Name files or folders: figureground label photos/ --out runs/photos")
-    files: set[str] = set()
-    folders: list[str] = []
-    ignored = 0
-    skip = os.path.realpath(exclude) if exclude is not None else None
-    for entry in inputs:
-        path = os.path.abspath(os.path.expanduser(entry))
-        if os.path.isdir(path):
-            folders.append(path)
-            for found in _walk(path, skip, ()):
-                if _is_image_name(found, extensions):
-                    files.add(found)
-                else:
-                    ignored += 1
-        elif os.path.lexists(path):
-            files.add(path)
-        else:
+    paths = [os.path.abspath(os.path.expanduser(entry)) for entry in inputs]
+    for path, entry in zip(paths, inputs, strict=True):
+        if not os.path.lexists(path):
             raise UsageError(f"There is no file or folder {os.fspath(entry)!r}.", "Check the path.")
-    if not files:
+    folders = {path for path in paths if os.path.isdir(path)}
+    root = os.path.commonpath([path if path in folders else os.path.dirname(path) for path in paths])
+    skip = os.path.realpath(exclude) if exclude is not None else None
+    # One text an image and nothing else: of a million, all that this holds is the names.
+    start = len(root.rstrip(os.sep)) + 1
+    names: list[str] = []
+    ignored = 0
+    for path in paths:
+        if path not in folders:
+            names.append(_relative(path, start))
+            continue
+        for found in _walk(path, skip, ()):
+            if _is_image_name(found, extensions):
+                names.append(_relative(found, start))
+            else:
+                ignored += 1
+    if not names:
         where = ", ".join(repr(os.fspath(entry)) for entry in inputs)
         raise UsageError(
             f"No images were found in {where} ({ignored} other files).",
             f"Images are recognised by their extension: {' '.join(sorted(extensions))}.",
         )
-    root = os.path.commonpath([*folders, *(os.path.dirname(file) for file in files if not _inside(file, folders))])
-    names = sorted(os.path.relpath(file, root).replace(os.sep, "/") for file in files)
-    return ImageList(Path(root), tuple(names), ignored)
+    names.sort()
+    return ImageList(Path(root), tuple(name for name, _ in itertools.groupby(names)), ignored)
+
+
+def _relative(path: str, start: int) -> str:
+    """A path from a character on, with forward slashes; the root itself is a dot."""
+    return path[start:].replace(os.sep, "/") or "."
 
 
 def _walk(folder: str, skip: str | None, parents: tuple[str, ...]) -> Iterator[str]:
     real = os.path.realpath(folder)
     if real == skip or real in parents:
         return
+    below: list[str] = []
     try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if _is_folder(entry):
+                    below.append(entry.path)
+                else:
+                    yield entry.path
     except OSError:
         # An unreadable folder becomes one named failure further on: it cannot be decoded as an image either.
         yield folder
-        return
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
-        if _is_folder(entry):
-            yield from _walk(entry.path, skip, (*parents, real))
-        else:
-            yield entry.path
+    for path in below:
+        yield from _walk(path, skip, (*parents, real))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -109,7 +119,3 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 def _is_image_name(path: str, extensions: Collection[str]) -> bool:
     return os.path.splitext(path)[1].lower() in extensions or os.path.isdir(path)
-
-
-def _inside(file: str, folders: Sequence[str]) -> bool:
-    return any(file.startswith(folder.rstrip(os.sep) + os.sep) for folder in folders)

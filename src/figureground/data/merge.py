@@ -11,7 +11,8 @@ from pycocotools import mask as coco_mask
 from pydantic import Field
 
 from figureground.config import Config
-from figureground.data.coco import ImageAnnotations, write_coco
+from figureground.data.categories import read_categories
+from figureground.data.coco import CATEGORY, ImageAnnotations, write_coco
 from figureground.data.label_file import LabelFile
 from figureground.errors import UsageError
 
@@ -34,18 +35,29 @@ class MergeConfig(Config):
         le=1,
         description="IoU with a surer prediction from which a prediction is not used; none: all are (CutLER: none).",
     )
+    keep_older: bool = Field(
+        default=True, description="Older masks that no prediction overlaps stay (CutLER: yes; FreeSOLO: no)."
+    )
+    max_width: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Predictions at least so wide, as a share of the image, are not used; none: all are (CutLER: none; "
+        "FreeSOLO: 0.95).",
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class MergeCounts:
-    """What became of the masks: ``kept + replaced`` of the older, ``added + unsure + repeated`` of the predicted ones.
+    """What became of the masks: ``kept + replaced`` of the older, the other four kinds of the predicted ones.
 
     Attributes:
         kept: Older masks that stay.
-        replaced: Older masks that a prediction overlaps.
+        replaced: Older masks that a prediction overlaps, or all of them.
         added: Predictions that are pseudo-labels now.
         unsure: Predictions below the score.
         repeated: Predictions that a surer one overlaps.
+        wide: Predictions of the width of the image.
         empty: Masks of either kind without a pixel; they are in none of the other counts.
         images: How many there are now.
         new_images: Those of them that had no entry before.
@@ -56,6 +68,7 @@ class MergeCounts:
     added: int = 0
     unsure: int = 0
     repeated: int = 0
+    wide: int = 0
     empty: int = 0
     images: int = 0
     new_images: int = 0
@@ -71,6 +84,7 @@ def merge(
 
     Predictions that are sure enough and that no surer one overlaps are taken, surest first; of the older masks those
     stay that overlap none of them. Without such a prediction all of them stay.
+    Or none stays at all.
 
     Args:
         previous: The pseudo-labels that were learned from.
@@ -87,24 +101,27 @@ def merge(
     Reference:
         Wang et al., CutLER, CVPR 2023, section 3.4, and its released script. Deviates: predictions that overlap each
         other do not all become labels, and masks of different sizes are an error (released: the predictions of such an
-        image are dropped silently).
+        image are dropped silently). Without older masks: Wang et al., FreeSOLO, CVPR 2022, section 3.4; the width of
+        its released script is by mistake not that of the box.
     """
     _check(previous, predictions)
     older = [entry for entry in previous if coco_mask.area(entry["segmentation"])]
     likely = [entry for entry in predictions if entry["score"] >= config.min_score]
-    sure = [entry for entry in likely if coco_mask.area(entry["segmentation"])]
+    there = [entry for entry in likely if coco_mask.area(entry["segmentation"])]
+    sure = [entry for entry in there if not _is_wide(entry, config.max_width)]
     # Stable: of equal scores the earlier one is the surer.
     sure.sort(key=lambda entry: entry["score"], reverse=True)
     taken = sure if config.nms is None else _suppressed(sure, config.nms)
     overlaps = _iou(older, taken) >= config.max_overlap
-    kept = [entry for entry, gone in zip(older, overlaps, strict=True) if not gone.any()]
+    kept = [entry for entry, gone in zip(older, overlaps, strict=True) if config.keep_older and not gone.any()]
     counts = MergeCounts(
         kept=len(kept),
         replaced=len(older) - len(kept),
         added=len(taken),
         unsure=len(predictions) - len(likely),
         repeated=len(sure) - len(taken),
-        empty=len(previous) - len(older) + len(likely) - len(sure),
+        wide=len(there) - len(sure),
+        empty=len(previous) - len(older) + len(likely) - len(there),
     )
     return [_annotation(entry) for entry in (*kept, *taken)], counts
 
@@ -150,7 +167,10 @@ def merge_files(previous: Path, predictions: Path, out: Path, config: MergeConfi
             counts += its_counts
             yield merged
 
-    write_coco(out, images, f"figureground, {previous.name} merged with {predictions.name}")
+    # Read before `out`, which may be one of them, is written.
+    categories = read_categories(previous) | read_categories(predictions)
+    rows = [{"id": number, "name": name} for number, name in sorted(categories.items())]
+    write_coco(out, images, f"figureground, {previous.name} merged with {predictions.name}", rows or (CATEGORY,))
     return counts
 
 
@@ -184,6 +204,11 @@ def _places(file: LabelFile) -> dict[str, int]:
             raise UsageError(f"{file.path}: the `file_name` {image['file_name']!r} is given twice.")
         places[image["file_name"]] = place
     return places
+
+
+def _is_wide(entry: Entry, limit: float | None) -> bool:
+    mask = entry["segmentation"]
+    return limit is not None and bool(coco_mask.toBbox(mask)[2] >= limit * mask["size"][1])
 
 
 def _check(previous: Sequence[Entry], predictions: Sequence[Entry]) -> None:

@@ -1,7 +1,7 @@
 """COCO files of truth and of predictions, read with every field checked and matched image by image."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from figureground.data.annotation_file import open_annotations
 from figureground.data.coco_fields import (
     AnnotatedImage,
     are_numbers,
-    read_entries,
     read_field,
     read_flag,
     read_images,
-    read_json,
     shorten,
     to_number,
     to_whole,
@@ -104,13 +103,13 @@ def read_truth(path: Path) -> AnnotationSet:
     Raises:
         UsageError: If the file cannot be read or a field is missing, wrong or contradicts another; it names both.
     """
-    content = read_json(path)
-    if not isinstance(content, dict):
+    file = open_annotations(path)
+    if not file.is_coco:
         raise UsageError(f"{path} is not a truth file: it has no `images`.", "A truth file is a COCO file.")
-    images = read_images(content, path)
+    images = {image.id: image for image in read_images(file.entries("images", stop=True), path)}
     if not images:
         raise UsageError(f"{path}: `images` is empty: there is nothing to measure against.")
-    annotations = _read_annotations(read_entries(content, "annotations", path), path, images, is_truth=True)
+    annotations = _read_annotations(lambda: file.entries("annotations"), path, images, is_truth=True)
     return _grouped(path, images.values(), annotations)
 
 
@@ -129,20 +128,23 @@ def read_predictions(path: Path, truth: AnnotationSet) -> AnnotationSet:
         UsageError: If the file cannot be read, a field is missing, wrong or contradicts another, or it is about other
             images than the truth; it names file and field.
     """
-    content = read_json(path)
-    if isinstance(content, dict):
-        images = read_images(content, path)
-        annotations = _read_annotations(read_entries(content, "annotations", path), path, images)
+    file = open_annotations(path)
+    if file.is_coco:
+        images = {image.id: image for image in read_images(file.entries("images", stop=True), path)}
         matched = match_images(tuple(images.values()), path, truth)
-    elif isinstance(content, list):
-        matched = {image.id: image for image in truth.images}
-        annotations = _read_annotations(content, path, matched, whose=f" of {truth.path}")
+        annotations = _read_annotations(lambda: file.entries("annotations"), path, images)
+    elif file.is_results:
+        images = matched = {image.id: image for image in truth.images}
+        annotations = _read_annotations(file.entries, path, matched, whose=f" of {truth.path}")
     else:
         raise UsageError(f"{path} is neither a COCO file nor a list of results.")
-    _check_scores(annotations, path)
-    moved = [replace(entry, image=matched[entry.image.id]) for entry in annotations if entry.image.id in matched]
-    listed = len(images) if isinstance(content, dict) else len(matched)
-    return replace(_grouped(path, matched.values(), moved), passed_over=listed - len(matched))
+    # Those of other images are let go one by one: there may be far more of them.
+    moved = (
+        replace(entry, image=matched[entry.image.id])
+        for entry in _check_scores(annotations, path)
+        if entry.image.id in matched
+    )
+    return replace(_grouped(path, matched.values(), moved), passed_over=len(images) - len(matched))
 
 
 def _grouped(path: Path, images: Iterable[AnnotatedImage], annotations: Iterable[Annotation]) -> AnnotationSet:
@@ -154,12 +156,15 @@ def _grouped(path: Path, images: Iterable[AnnotatedImage], annotations: Iterable
 
 
 def _read_annotations(
-    entries: list[Any], path: Path, images: dict[int, AnnotatedImage], is_truth: bool = False, whose: str = ""
-) -> list[Annotation]:
+    entries: Callable[[], Iterable[Any]],
+    path: Path,
+    images: dict[int, AnnotatedImage],
+    is_truth: bool = False,
+    whose: str = "",
+) -> Iterator[Annotation]:
     """Read entries; in a list of results (``whose`` says of which file the images are) they need no id of their own."""
-    annotations = []
     seen: set[int] = set()
-    for index, entry in enumerate(entries):
+    for index, entry in enumerate(entries()):
         where = f"{path}: entry {index + 1}" if whose else f"{path}: annotations[{index}]"
         number = index + 1
         if not whose:
@@ -172,15 +177,19 @@ def _read_annotations(
         if image_id not in images:
             raise UsageError(
                 f"{where}: `image_id` {image_id} is not among the {len(images)} images{whose}; "
-                f"that is so for {_strangers(entries, images)} of {len(entries)} annotations."
+                "that is so for {} of {} annotations.".format(*_strangers(entries(), images))
             )
-        annotations.append(_read_annotation(entry, number, images[image_id], where, is_truth))
-    return annotations
+        yield _read_annotation(entry, number, images[image_id], where, is_truth)
 
 
-def _strangers(entries: list[Any], images: dict[int, AnnotatedImage]) -> int:
-    ids = [entry.get("image_id") for entry in entries if isinstance(entry, dict)]
-    return sum(not isinstance(number, (int, float)) or number not in images for number in ids)
+def _strangers(entries: Iterable[Any], images: dict[int, AnnotatedImage]) -> tuple[int, int]:
+    """How many entries are of none of the images, and of how many in all."""
+    strangers = total = 0
+    for entry in entries:
+        total += 1
+        number = entry.get("image_id") if isinstance(entry, dict) else None
+        strangers += isinstance(entry, dict) and (not isinstance(number, (int, float)) or number not in images)
+    return strangers, total
 
 
 def _read_annotation(
@@ -349,12 +358,18 @@ def _unique(images: Iterable[AnnotatedImage], naming: Callable[[AnnotatedImage],
     return {naming(image): image for image in images if counts[naming(image)] == 1}
 
 
-def _check_scores(annotations: Sequence[Annotation], path: Path) -> None:
-    without = [annotation.id for annotation in annotations if annotation.score is None]
-    if without and len(without) < len(annotations):
+def _check_scores(annotations: Iterable[Annotation], path: Path) -> Iterator[Annotation]:
+    """Hand annotations on, and see at their end that all have a score or none has."""
+    without, total, first = 0, 0, None
+    for annotation in annotations:
+        total += 1
+        if annotation.score is None:
+            without += 1
+            first = annotation.id if first is None else first
+        yield annotation
+    if without and without < total:
         raise UsageError(
-            f"{path}: annotation {without[0]}: `score` is missing; that is so for {len(without)} of "
-            f"{len(annotations)} annotations.",
+            f"{path}: annotation {first}: `score` is missing; that is so for {without} of {total} annotations.",
             "Give a score to all of them or to none.",
         )
 

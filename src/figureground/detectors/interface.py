@@ -61,6 +61,12 @@ class Detector(nn.Module, ABC):
         truths = check_targets(targets, sizes, self.config.categories)
         return self.losses(images, truths, generator or torch.Generator().manual_seed(0))
 
+    @property
+    def categories(self) -> dict[int, str]:
+        """Names of what it tells apart, by their id in COCO files, in the order of its labels."""
+        count = self.config.categories
+        return self.config.names or ({1: "object"} if count == 1 else {n: str(n) for n in range(1, count + 1)})
+
     @abstractmethod
     def losses(
         self, images: list[Float[Tensor, "3 _ _"]], truths: list[Truth], generator: torch.Generator

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from timm.layers.pos_embed import resample_abs_pos_embed
+from torch import nn
 
 from figureground.backbones.catalogue import CATALOGUE
 from figureground.backbones.weights import download
@@ -42,8 +43,12 @@ def load_backbone(model: Detector, source: str | os.PathLike[str]) -> None:
     Raises:
         WeightsError: If the weights cannot be found or read, or a tensor is missing, unexpected or of another shape.
     """
+    load_trunk(model.backbone.trunk, source)
+
+
+def load_trunk(trunk: nn.Module, source: str | os.PathLike[str]) -> None:
+    """Put a backbone's weights into a ResNet of torchvision or a transformer of timm, as :func:`load_backbone` does."""
     path = _find(os.fspath(source))
-    trunk = model.backbone.trunk
     fill(trunk, _fit_positions(trunk_state(read_state(path)), trunk), f"The backbone in {path}", _REMEDY)
 
 

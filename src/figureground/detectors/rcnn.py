@@ -26,6 +26,10 @@ class RCNNConfig(Config):
     """What all region-based detectors share; the defaults are those of CutLER's first round."""
 
     categories: int = Field(default=1, ge=1, description="How many kinds of objects; 1: `object` (CutLER: 1).")
+    names: dict[int, str] | None = Field(
+        default=None,
+        description="Of the categories, by their id in COCO files; `train` fills them in; none: `object`, or numbers.",
+    )
     rpn: RPNConfig = RPNConfig()
     stages: tuple[StageConfig, ...] = Field(
         default=(StageConfig(),), min_length=1, description="Of the box head: one, or those of a cascade."

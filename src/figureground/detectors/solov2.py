@@ -17,6 +17,7 @@ from torch.nn import functional, init
 
 from figureground.config import Config
 from figureground.detectors import solo_losses
+from figureground.detectors.exemplar_contrast import ExemplarContrastConfig, exemplar_contrast
 from figureground.detectors.initialise import initialise
 from figureground.detectors.interface import Detector, batch, resize
 from figureground.detectors.mask_rcnn import TINY_RESNET
@@ -56,6 +57,10 @@ class SOLOv2Config(Config):
 
     detector: Literal["solov2"] = "solov2"
     categories: int = Field(default=1, ge=1, description="How many kinds of objects; 1: `object`.")
+    names: dict[int, str] | None = Field(
+        default=None,
+        description="Of the categories, by their id in COCO files; `train` fills them in; none: `object`, or numbers.",
+    )
     backbone: ResNetConfig = ResNetConfig(arch="resnet101")
     grids: Grids = Field(default=(40, 36, 24, 16, 12), description="Cells on a side, level by level (paper: these).")
     ranges: tuple[Range, Range, Range, Range, Range] = Field(
@@ -80,9 +85,11 @@ class SOLOv2Config(Config):
         default=0.0,
         ge=0,
         description="Of the loss of semantic embeddings, which the targets must then have; 0: none are learned "
-        "(FreeSOLO's paper: learned; its released code: 0).",
+        "(FreeSOLO's paper: 4; its released code: 0).",
     )
-    embedding: int = Field(default=128, ge=1, description="Numbers of an embedding (FreeSOLO: 128).")
+    embedding: int | None = Field(
+        default=None, ge=1, description="Numbers of an embedding; `train` fills them in where they are learned."
+    )
     candidate_threshold: float = Field(
         default=0.1, ge=0, lt=1, description="Cells that score above this get a mask (FreeSOLO: 0.1)."
     )
@@ -145,9 +152,14 @@ class SOLOv2(Detector):
         ),
     }
     config: SOLOv2Config
+    exemplars: Tensor | None
 
     def __init__(self, config: Any, generator: torch.Generator | None = None) -> None:
         super().__init__(config)
+        if config.embedding_weight > 0 and config.embedding is None:
+            raise ValueError("A SOLOv2 that learns embeddings needs to know how many numbers each has: `embedding`.")
+        self._contrast: ExemplarContrastConfig | None = None
+        self.register_buffer("exemplars", None, persistent=False)
         # Shapes only: values come from the generator, and the global one is not drawn from.
         with torch.device("meta"):
             self.backbone: Any = ResNetPyramid(config.backbone)
@@ -170,6 +182,18 @@ class SOLOv2(Detector):
         assert self.cells.category.bias is not None
         init.constant_(self.cells.category.bias, math.log(_PRIOR / (1 - _PRIOR)))
 
+    def contrast_with(self, exemplars: Float[Tensor, "K E"], config: ExemplarContrastConfig) -> None:
+        """From now on learn embeddings beside those of exemplars, too, which stay out of its state.
+
+        Reference:
+            Ishtiak, En, Guo: Exemplar-FreeSOLO. CVPR 2023, the exemplar embedding contrastive module.
+        """
+        if self.config.embedding_weight == 0 or exemplars.shape[1] != self.config.embedding:
+            raise ValueError(
+                f"Exemplars of {exemplars.shape[1]} numbers need a detector that learns embeddings of as many."
+            )
+        self.exemplars, self._contrast = exemplars.to(self.steps.device), config
+
     def losses(
         self, images: list[Float[Tensor, "3 _ _"]], truths: list[Truth], generator: torch.Generator
     ) -> dict[str, Tensor]:
@@ -184,6 +208,9 @@ class SOLOv2(Detector):
         losses = {"category": _category_loss(cells.categories, truths, assigned)}
         if cells.embeddings is not None:
             losses["embedding"] = config.embedding_weight * _embedding_loss(cells.embeddings, truths, assigned)
+            if self._contrast is not None and self.exemplars is not None:
+                said = cells.embeddings[torch.stack([positive for _, positive in assigned])]
+                losses["exemplar"] = self._contrast.weight * exemplar_contrast(said, self.exemplars, self._contrast)
         logits = [
             convolve(own[positive], of_image)
             for own, of_image, (_, positive) in zip(cells.kernels, features, assigned, strict=True)
@@ -377,7 +404,10 @@ def _embedding_loss(
         targets.append(truth.embeddings[index[positive]].float())
         weights.append(truth.weights[index[positive]])
     positive = torch.stack([positive for _, positive in assigned])
-    return solo_losses.embedding_loss(predicted[positive], torch.cat(targets), torch.cat(weights))
+    expected = torch.cat(targets)
+    # Of some objects it is not known.
+    known = expected.any(1)
+    return solo_losses.embedding_loss(predicted[positive][known], expected[known], torch.cat(weights)[known])
 
 
 def _fitted(masks: Bool[Tensor, "M _ _"], features: Tensor) -> Bool[Tensor, "M h w"]:

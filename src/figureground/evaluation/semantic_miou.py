@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Int64, Integer
+from jaxtyping import Float64, Int64, Integer
+from scipy import sparse
 from scipy.optimize import linear_sum_assignment
 
 Criterion = Literal["iou", "pixels"]
@@ -112,3 +113,62 @@ def semantic_scores(
         per_class=per_class,
         accuracy=int(right.sum()) / int(true.sum()) if true.any() else None,
     )
+
+
+class ImageConfusions:
+    """The confusion matrices of images, kept apart so that images can be drawn anew; most of a matrix is zero.
+
+    Args:
+        images: Number of images.
+        clusters: Number of clusters.
+        classes: Number of classes.
+    """
+
+    def __init__(self, images: int, clusters: int, classes: int) -> None:
+        self._shape, self._images = (clusters, classes), images
+        self._parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+
+    def add(
+        self,
+        images: Integer[np.ndarray, "R"],
+        clusters: Integer[np.ndarray, "R"],
+        counts: Integer[np.ndarray, "R classes"],
+    ) -> None:
+        """Count pixels.
+
+        Args:
+            images: Of each row.
+            clusters: Likewise.
+            counts: Pixels of each class.
+        """
+        rows, columns = counts.nonzero()
+        self._parts.append((images[rows], clusters[rows] * self._shape[1] + columns, counts[rows, columns]))
+
+    def total(self) -> Int64[np.ndarray, "clusters classes"]:
+        """That of all images."""
+        total = np.zeros(self._shape[0] * self._shape[1], dtype=np.int64)
+        for _, places, counts in self._parts:
+            np.add.at(total, places, counts)
+        return total.reshape(self._shape)
+
+    def resampled(self, draws: Integer[np.ndarray, "S I"], matched: Sequence[int | None]) -> Float64[np.ndarray, "S"]:
+        """The mean IoU of images drawn anew.
+
+        Clusters stand for what they stood for: matched anew to each draw, which has fewer different images, they would
+        fit it better than all images, and the interval might leave the measure itself out.
+
+        Args:
+            draws: How often each image is drawn, by :func:`~figureground.evaluation.bootstrap.resample`.
+            matched: Class of each cluster.
+
+        Returns:
+            NaN where no class has an IoU.
+        """
+        images, places, counts = (np.concatenate(part) for part in zip(*self._parts, strict=True))
+        shape = (self._images, self._shape[0] * self._shape[1])
+        matrix: Any = sparse.csr_matrix((counts.astype(np.int64), (images, places)), shape=shape)
+        values = np.full(len(draws), np.nan)
+        for index, weights in enumerate(draws):
+            miou = semantic_scores((weights.astype(np.int64) @ matrix).reshape(self._shape), matched).miou
+            values[index] = np.nan if miou is None else miou
+        return values

@@ -2,6 +2,7 @@
 
 from typing import Any, TypedDict
 
+import numpy as np
 import torch
 from jaxtyping import Bool
 from pycocotools import mask as coco_mask
@@ -17,10 +18,19 @@ class RLE(TypedDict):
 
 def encode(masks: Bool[Tensor, "M H W"]) -> list[RLE]:
     """Encode masks of one image."""
-    # Column by column, as COCO counts; one copy and no more, since masks of large photographs are large.
-    columns = masks.permute(0, 2, 1).contiguous().cpu().view(torch.uint8).numpy().transpose(2, 1, 0)
-    encoded: Any = coco_mask.encode(columns)
-    return [{"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")} for rle in encoded]
+    return [_encode_one(mask) for mask in masks]
+
+
+def _encode_one(mask: Bool[Tensor, "H W"]) -> RLE:
+    height, width = mask.shape
+    # Column by column, as COCO counts. The runs are found here, a byte a pixel: pycocotools takes four more.
+    columns = mask.T.contiguous().cpu().flatten().numpy()
+    ends = [*(np.flatnonzero(columns[1:] != columns[:-1]) + 1), columns.size]
+    outside = [0] if columns.size and columns[0] else []  # the first run is one of zeros
+    counts = [*outside, *np.diff(ends, prepend=0).tolist()]
+    runs: Any = {"size": [height, width], "counts": counts}
+    rle: Any = coco_mask.frPyObjects(runs, height, width)
+    return {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")}
 
 
 def decode(rles: list[RLE]) -> Bool[Tensor, "M H W"]:

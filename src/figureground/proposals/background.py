@@ -18,6 +18,7 @@ from figureground.ops.components import split_components
 from figureground.ops.filters import gaussian_blur, otsu_threshold, to_unit_range
 from figureground.ops.masks import mask_iou
 from figureground.proposals.interface import Method, to_instances
+from figureground.proposals.learned_figure import LearnedFigure
 from figureground.refine import fill_holes
 from figureground.saliency.colour import patch_lab
 from figureground.saliency.geodesic import geodesic_distance
@@ -64,6 +65,12 @@ class BackgroundConfig(Config):
         gt=0,
         description="Colour tolerance of the cut's edges, as a share of the median colour difference.",
     )
+    learned: str | None = Field(
+        default="embedded",
+        description="Backbone and head whose figure joins the distances: `embedded`, which is in the package, or a run "
+        "of `distil`; null: none, nothing learned at all (paper).",
+    )
+    learned_weight: float = Field(default=0.5, ge=0, description="How much that counts; the distances count 1.")
     threshold: float = Field(
         default=1.15, gt=0, description="Figure is what is above this multiple of Otsu's threshold."
     )
@@ -78,7 +85,15 @@ class BackgroundConfig(Config):
 
 
 _PAPER = BackgroundConfig(
-    feature_weight=0, blurs=(0.0,), bottom=0, strength=None, threshold=1, regions=(), max_masks=1, min_contrast=0
+    feature_weight=0,
+    blurs=(0.0,),
+    bottom=0,
+    strength=None,
+    learned=None,
+    threshold=1,
+    regions=(),
+    max_masks=1,
+    min_contrast=0,
 )
 
 
@@ -89,13 +104,23 @@ class Background(Method):
         Wei et al., ECCV 2012, section 3. ``reference`` is the paper's saliency on patches, thresholded by Otsu's rule,
         best component; ``robust`` the same on the saliency of Zhu et al., CVPR 2014. ``default`` adds to the first,
         each by measurement: patch features beside colour; two blurs; a toll at the lower border, where photographed
-        objects reach out of the picture; a biased normalised cut (Maji et al., CVPR 2011); and pieces of colour
+        objects reach out of the picture; a biased normalised cut (Maji et al., CVPR 2011); what a small ViT takes for
+        figure that has learned from such maps of other pictures (``unlearned``: all but this); and pieces of colour
         clusters, ranked by how they stand out from the ring around them and the ground.
     """
 
-    PRESETS: ClassVar = {"default": BackgroundConfig(), "reference": _PAPER, "robust": _PAPER.replace(prior="robust")}
+    PRESETS: ClassVar = {
+        "default": BackgroundConfig(),
+        "unlearned": BackgroundConfig(learned=None),
+        "reference": _PAPER,
+        "robust": _PAPER.replace(prior="robust"),
+    }
     NEEDS_IMAGES: ClassVar = True
     config: BackgroundConfig
+
+    def __init__(self, config: BackgroundConfig) -> None:
+        super().__init__(config)
+        self._learned = LearnedFigure(config.learned) if config.learned is not None and config.learned_weight else None
 
     def propose(self, features: PatchFeatures, images: Float[Tensor, "B 3 H W"] | None = None) -> list[Instances]:
         """See :class:`figureground.proposals.interface.Method`.
@@ -126,9 +151,14 @@ class Background(Method):
             figure = to_unit_range(functional.interpolate(coarse[:, None], size=size, mode="bilinear")[:, 0])
         else:
             figure = self._geodesic(lab, features.values.float())
-        if config.strength is None:
+        if config.strength is not None:
+            figure = to_unit_range(to_unit_range(self._sharpened(figure, lab)) + figure)
+        if self._learned is None:
             return figure
-        return to_unit_range(to_unit_range(self._sharpened(figure, lab)) + figure)
+        known = functional.interpolate(self._learned(images)[:, None], size=figure.shape[1:], mode="bilinear")[:, 0]
+        mixed = (figure + config.learned_weight * known) / (1 + config.learned_weight)
+        # Where nothing stands out from the border at all there is no figure, whatever was learned.
+        return torch.where(figure.amax((1, 2), keepdim=True) > 0, mixed, figure)
 
     def _geodesic(self, lab: Float[Tensor, "B 3 h w"], values: Float[Tensor, "B h w D"]) -> Float[Tensor, "B h w"]:
         """Distance from the border, over all blurs, in [0, 1]."""

@@ -4,7 +4,6 @@ Wang, Girdhar, Yu, Misra: Cut and learn for unsupervised object detection and in
 Written from the paper.
 """
 
-from collections.abc import Iterable
 from typing import ClassVar, Literal
 
 import torch
@@ -14,7 +13,6 @@ from torch import Tensor
 
 from figureground.config import Config
 from figureground.ops.components import component_at
-from figureground.ops.masks import mask_iou
 from figureground.proposals.interface import Method, to_instances
 from figureground.saliency.geodesic import geodesic_background
 from figureground.spectral import cosine_affinity, ncut_value, smallest_eigenvectors
@@ -83,85 +81,108 @@ class MaskCut(Method):
 
     def propose(self, features: PatchFeatures, images: Float[Tensor, "B 3 H W"] | None = None) -> list[Instances]:
         """See :class:`figureground.proposals.interface.Method`."""
-        grounds: Iterable[Tensor | None] = [None] * len(features.values)
+        values = features.values
+        ground = None
         if images is not None and self.config.figure == "background":
-            grounds = geodesic_background(images, features.patch_size)
+            ground = geodesic_background(images, features.patch_size)
         rounds = self._published_rounds if self.config.removal == "zero" else self._rounds
-        return [rounds(values, ground) for values, ground in zip(features.values, grounds, strict=True)]
+        # A CPU takes one image after the other: its matrix is read from the cache, and the memory does not grow.
+        together = 1 if values.device.type == "cpu" else len(values)
+        found: list[Instances] = []
+        for first in range(0, len(values), together):
+            part = slice(first, first + together)
+            found += rounds(values[part], None if ground is None else ground[part])
+        return found
 
-    def _published_rounds(self, values: Float[Tensor, "h w D"], ground: Float[Tensor, "h w"] | None) -> Instances:
-        h, w, width = values.shape
+    def _published_rounds(
+        self, values: Float[Tensor, "B h w D"], ground: Float[Tensor, "B h w"] | None
+    ) -> list[Instances]:
+        batch, h, w, _ = values.shape
         config = self.config
-        affinity = cosine_affinity(values.reshape(h * w, width), tau=config.tau, eps=config.eps)
-        taken = torch.zeros(h * w, dtype=torch.bool, device=values.device)
-        previous = taken.reshape(1, h, w)
+        affinity = cosine_affinity(values.flatten(1, 2), tau=config.tau, eps=config.eps)
+        taken = torch.zeros((batch, h * w), dtype=torch.bool, device=values.device)
+        previous = taken
         masks = []
         for number in range(config.max_masks):
             # What zeroed features come to: a zero vector is similar to nothing, itself included.
-            affinity[taken] = config.eps
-            affinity[:, taken] = config.eps
+            affinity.masked_fill_(taken[:, :, None], config.eps).masked_fill_(taken[:, None], config.eps)
             mask, _ = self._cut(affinity, None, (h, w), ground)
-            small = float(mask.sum()) <= config.min_area * h * w
-            if number > 0 and (small or float(mask_iou(mask[None], previous)) > config.max_overlap):
-                mask = torch.zeros_like(mask)
-            previous = mask[None]
-            masks.append(mask & ~taken.reshape(h, w))
-            taken = taken | mask.flatten()
-        found = [mask for mask in masks if bool(mask.any())]
-        return to_instances(found, [1.0] * len(found), values[..., 0])
+            if number > 0:
+                again = (mask & previous).sum(1) > config.max_overlap * (mask | previous).sum(1).double()
+                mask = mask & (self._is_large(mask) & ~again)[:, None]
+            previous = mask
+            masks.append(mask & ~taken)
+            taken = taken | mask
+        stacked = torch.stack(masks, 1).unflatten(2, (h, w))
+        return _to_instances(stacked, torch.ones(stacked.shape[:2], device=values.device))
 
-    def _rounds(self, values: Float[Tensor, "h w D"], ground: Float[Tensor, "h w"] | None) -> Instances:
-        h, w, width = values.shape
+    def _rounds(self, values: Float[Tensor, "B h w D"], ground: Float[Tensor, "B h w"] | None) -> list[Instances]:
+        batch, h, w, _ = values.shape
         config = self.config
-        affinity = cosine_affinity(values.reshape(h * w, width), tau=config.tau, eps=config.eps)
-        live = torch.ones(h * w, dtype=torch.bool, device=values.device)
+        affinity = cosine_affinity(values.flatten(1, 2), tau=config.tau, eps=config.eps)
+        live = torch.ones((batch, h * w), dtype=torch.bool, device=values.device)
+        going = live[:, 0]
         masks, scores = [], []
         for _ in range(config.max_masks):
-            mask, eigenvalue = self._cut(affinity, live, (h, w), ground)
-            if eigenvalue >= config.max_ncut or float(mask.sum()) <= config.min_area * h * w:
+            mask, eigenvalue = self._cut(affinity, live & going[:, None], (h, w), ground)
+            going = going & (eigenvalue < config.max_ncut) & self._is_large(mask)
+            if not bool(going.any()):
                 break
+            mask = mask & going[:, None]
             masks.append(mask)
             # A clean cut alone ranks no better than chance, since stripes of sky are cut cleanly: it is weighed by how
             # far the mask is from the border, or how little of the border it takes.
-            figure = 1 - _border_share(mask) if ground is None else float(1 - ground[mask].mean())
-            scores.append(figure * (1 - ncut_value(affinity, mask.flatten(), live) / 2))
-            live = live & ~mask.flatten()
-        return to_instances(masks, scores, values[..., 0])
+            against = _border(h, w, mask) if ground is None else ground.flatten(1)
+            over = against.sum(1) if ground is None else mask.sum(1)
+            figure = 1 - (against * mask).sum(1) / over.clamp(min=1)
+            scores.append(figure * (1 - ncut_value(affinity, mask, live) / 2))
+            live = live & ~mask
+        if not masks:
+            return [to_instances([], [], values[..., 0]) for _ in range(batch)]
+        return _to_instances(torch.stack(masks, 1).unflatten(2, (h, w)), torch.stack(scores, 1))
 
     def _cut(
         self,
-        affinity: Float[Tensor, "N N"],
-        live: Bool[Tensor, "N"] | None,
+        affinity: Float[Tensor, "B N N"],
+        live: Bool[Tensor, "B N"] | None,
         shape: tuple[int, int],
-        ground: Float[Tensor, "h w"] | None,
-    ) -> tuple[Bool[Tensor, "h w"], float]:
-        """The figure of one cut and its eigenvalue; an empty figure where there is nothing to cut."""
+        ground: Float[Tensor, "B h w"] | None,
+    ) -> tuple[Bool[Tensor, "B N"], Float[Tensor, "B"]]:
+        """The figure of one cut of each image and its eigenvalue; an empty figure where there is nothing to cut."""
         eigenvalues, vectors = smallest_eigenvectors(affinity, 1, live)
-        vector = vectors[0]
+        vector = vectors[:, 0]
         alive = torch.ones_like(vector, dtype=torch.bool) if live is None else live
-        if not bool(vector.any()):
-            return torch.zeros(shape, dtype=torch.bool, device=vector.device), 2.0
-        side = (vector > vector[alive].mean()) & alive
-        if self._is_ground(side, ~side & alive, shape, ground):
-            side, vector = ~side & alive, -vector
-        seed = torch.argmax(vector.masked_fill(~alive, -torch.inf))
-        return component_at(side.reshape(1, *shape), seed[None])[0], float(eigenvalues[0])
+        mean = vector.sum(1) / alive.sum(1).clamp(min=1)
+        side = (vector > mean[:, None]) & alive
+        other = ~side & alive
+        if ground is None:
+            corners = side.unflatten(1, shape)[:, [0, 0, -1, -1], [0, -1, 0, -1]].sum(1)
+            is_ground = corners >= self.config.corners
+        else:
+            flat = ground.flatten(1)
+            likeness = [(flat * part).sum(1) / part.sum(1).clamp(min=1) for part in (side, other)]
+            is_ground = likeness[0] > likeness[1]
+        side = torch.where(is_ground[:, None], other, side)
+        vector = torch.where(is_ground[:, None], -vector, vector)
+        seed = vector.masked_fill(~alive, -torch.inf).argmax(1)
+        figure = component_at(side.unflatten(1, shape), seed).flatten(1)
+        return figure & vector.any(1, keepdim=True), eigenvalues[:, 0]
 
-    def _is_ground(
-        self,
-        side: Bool[Tensor, "N"],
-        other: Bool[Tensor, "N"],
-        shape: tuple[int, int],
-        ground: Float[Tensor, "h w"] | None,
-    ) -> bool:
-        if ground is not None:
-            flat = ground.flatten()
-            return bool(flat[side].mean() > flat[other].mean())
-        return int(side.reshape(shape)[[0, 0, -1, -1], [0, -1, 0, -1]].sum()) >= self.config.corners
+    def _is_large(self, masks: Bool[Tensor, "B N"]) -> Bool[Tensor, "B"]:
+        return masks.sum(1).double() > self.config.min_area * masks.shape[1]
 
 
-def _border_share(mask: Bool[Tensor, "h w"]) -> float:
-    """How much of the border of the map a mask takes."""
-    border = torch.ones_like(mask)
+def _to_instances(masks: Bool[Tensor, "B M h w"], scores: Float[Tensor, "B M"]) -> list[Instances]:
+    """Instances of each image from those of its masks that are not empty."""
+    filled = masks.flatten(2).any(2).tolist()
+    return [
+        to_instances(own[keep], own_scores[keep].tolist(), own[0])
+        for own, own_scores, keep in zip(masks, scores, filled, strict=True)
+    ]
+
+
+def _border(h: int, w: int, like: Bool[Tensor, "B N"]) -> Bool[Tensor, "1 N"]:
+    """The outermost patches of a map."""
+    border = torch.ones((h, w), dtype=torch.bool, device=like.device)
     border[1:-1, 1:-1] = False
-    return float((mask & border).sum() / border.sum())
+    return border.reshape(1, -1)

@@ -61,7 +61,7 @@ class TokenCut(Method):
         _, vectors = smallest_eigenvectors(affinity, self.config.eigenvectors)
         found = [vector for vector in vectors if bool(vector.any())]  # fewer, where there are fewer patches
         masks = [self._figure(vector, (h, w), ground) for vector in found]
-        scores = [1 - ncut_value(affinity, mask.flatten()) / 2 for mask in masks]
+        scores = [1 - float(ncut_value(affinity, mask.flatten())) / 2 for mask in masks]
         return to_instances(masks, scores, values[..., 0])
 
     def _figure(

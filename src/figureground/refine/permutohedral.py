@@ -1,6 +1,7 @@
 """The permutohedral lattice: Gaussian filtering of N points in d dimensions in time linear in N."""
 
 import itertools
+from concurrent.futures import Executor
 
 import torch
 from jaxtyping import Float32, Int, Int64
@@ -18,6 +19,8 @@ class PermutohedralLattice:
 
     Args:
         features: The points, in units of the standard deviation wanted along each axis; finite.
+        images: Number, from 0, of the image that each point belongs to: points of different images never meet, as if
+            each had a lattice of its own. ``None``: all of one.
 
     Raises:
         ValueError: If there is no point, a feature is not finite or too far from 0 for a fraction in float32, or the
@@ -32,25 +35,31 @@ class PermutohedralLattice:
         point touches do not exist, so that the blur loses what would flow through them.
     """
 
-    def __init__(self, features: Float32[Tensor, "N d"]) -> None:
+    def __init__(self, features: Float32[Tensor, "N d"], images: Int64[Tensor, " N"] | None = None) -> None:
         if features.numel() == 0 or not bool(features.isfinite().all()):
             raise ValueError("A permutohedral lattice needs at least one point, and finite features.")
-        corners, weights, steps = _enclosing_simplices(features)
+        corners, weights, steps = _enclosing_simplices(features, images)
         keys, places = distinct(corners)
         self.vertices = len(keys)
         self._slice = SparseMatrix.from_rows(places, weights, self.vertices + 1)
         # The d+1 directions add up to zero; the last goes first, as in the published code (the order hardly matters).
         self._blurs = [_blur(keys, step) for step in (-sum(steps), *steps)]
 
-    def filter(self, values: Float32[Tensor, "K N"]) -> Float32[Tensor, "K N"]:
+    def filter(self, values: Float32[Tensor, "K N"], pool: Executor | None = None) -> Float32[Tensor, "K N"]:
         """Sum ``exp(-|f_i - f_j|^2 / 2) values_j`` over all points j (i among them), approximately, up to a factor.
 
         Args:
             values: ``K`` values a point, each filtered by itself.
+            pool: Threads that share the ``K`` between them, which changes no bit.
 
         Returns:
             The sums. The factor is the same for all points; divide by the filtered ones where it matters.
         """
+        if pool is not None:
+            return torch.cat(list(pool.map(self._filter, values.split(1 if len(values) < 8 else 4))))
+        return self._filter(values)
+
+    def _filter(self, values: Float32[Tensor, "K N"]) -> Float32[Tensor, "K N"]:
         at_vertices = self._slice.rmatvec(values)
         for blur in self._blurs:
             at_vertices = blur.matvec(at_vertices)
@@ -58,7 +67,7 @@ class PermutohedralLattice:
 
 
 def _enclosing_simplices(
-    features: Float32[Tensor, "N d"],
+    features: Float32[Tensor, "N d"], images: Int64[Tensor, " N"] | None = None
 ) -> tuple[Int[Tensor, "N d+1"], Float32[Tensor, "N d+1"], list[int]]:
     """Keys and barycentric weights of the corners of each point's simplex, and the key step of each basis direction."""
     count, d = features.shape
@@ -71,8 +80,9 @@ def _enclosing_simplices(
         raise ValueError("A feature lies millions of standard deviations from 0; widen the kernel.")
     low -= 1  # a margin on both sides: no step from a vertex wraps into another row of cells
     extent = [int(size) for size in (high + 3 - low).tolist()]
-    steps = strides(extent)
-    key_type = torch.int32 if extent[0] * steps[0] < 2**31 else torch.int64  # short keys sort twice as fast
+    blocks = 1 if images is None else int(images.max()) + 1  # one block of keys an image
+    block, *steps = strides([blocks, *extent])
+    key_type = torch.int32 if blocks * block < 2**31 else torch.int64  # short keys sort twice as fast
     step = torch.tensor(steps, dtype=key_type, device=features.device)
 
     place = _falling_order(fractions)
@@ -83,6 +93,8 @@ def _enclosing_simplices(
 
     walk = torch.empty(count, d + 1, dtype=key_type, device=features.device)  # the lowest corner, then step by step
     walk[:, 0] = ((cells - low).to(key_type) * step).sum(1)
+    if images is not None:
+        walk[:, 0] += (images * block).to(key_type)
     walk.scatter_(1, place, step.expand(count, d))
     return walk.cumsum(1, dtype=key_type), weights, steps
 

@@ -2,7 +2,8 @@
 
 from typing import Literal
 
-from jaxtyping import Bool, UInt8
+import torch
+from jaxtyping import Bool, Int64, UInt8
 from pydantic import Field
 from torch import Tensor
 
@@ -58,28 +59,37 @@ def refine_masks(
         and a dropped mask is reported as such, not negated.
     """
     image, masks = image_and_masks(image, masks)
-    return Refiner(image, config)(masks)
+    return Refiner(image[None], config)(masks, torch.zeros(len(masks), dtype=torch.int64, device=masks.device))
 
 
 class Refiner:
-    """Refines masks of one image as they come; what depends on the image alone is computed once.
+    """Refines masks of images of one size as they come; what depends on the images alone is computed once.
 
     Args:
-        image: RGB.
+        images: RGB.
         config: Method, constants and acceptance.
     """
 
-    def __init__(self, image: UInt8[Tensor, "H W 3"], config: RefineConfig = CUTLER) -> None:
-        self._image, self._config = image, config
-        self._crf = DenseCRF(image, config.crf) if config.method == "dense_crf" else None
+    def __init__(self, images: UInt8[Tensor, "B H W 3"], config: RefineConfig = CUTLER) -> None:
+        self._images, self._config = images, config
+        self._crf = DenseCRF(images, config.crf) if config.method == "dense_crf" else None
 
-    def __call__(self, masks: Bool[Tensor, "M H W"]) -> tuple[Bool[Tensor, "M H W"], Bool[Tensor, " M"]]:
-        """See :func:`refine_masks`."""
+    def __call__(
+        self, masks: Bool[Tensor, "S H W"], owners: Int64[Tensor, " S"]
+    ) -> tuple[Bool[Tensor, "S H W"], Bool[Tensor, " S"]]:
+        """See :func:`refine_masks`.
+
+        Args:
+            masks: Coarse masks of all images.
+            owners: The image that each belongs to, in rising order.
+        """
         config = self._config
         if self._crf is not None:
-            refined = self._crf(masks) > 0.5
+            refined = self._crf(masks, owners) > 0.5
         elif config.method == "bilateral":
-            refined = bilateral_solver_masks(self._image, masks, config.bilateral) > 0.5
+            counts = torch.bincount(owners, minlength=len(self._images)).tolist()
+            own = zip(self._images, masks.split(counts), strict=True)
+            refined = torch.cat([bilateral_solver_masks(*one, config.bilateral) > 0.5 for one in own])
         else:
             refined = masks
         if config.fill_holes:

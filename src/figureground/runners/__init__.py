@@ -1,5 +1,19 @@
-"""Run a function over shards."""
+"""Run a function over shards: in this process, in several, or on a cluster."""
 
-from figureground.runners.serial import Runner, run_serial
+from figureground.runners.choice import RunnerName, create_runner
+from figureground.runners.interface import Job, Lost, Report, Runner
+from figureground.runners.processes import ProcessRunner
+from figureground.runners.ray import RayRunner
+from figureground.runners.serial import run_serial
 
-__all__ = ["Runner", "run_serial"]
+__all__ = [
+    "Job",
+    "Lost",
+    "ProcessRunner",
+    "RayRunner",
+    "Report",
+    "Runner",
+    "RunnerName",
+    "create_runner",
+    "run_serial",
+]

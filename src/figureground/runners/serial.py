@@ -1,26 +1,17 @@
-"""One shard after the other, in this process."""
+"""One task after the other, in this process, which a worker's death would be the death of."""
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol, TypeVar, runtime_checkable
+from collections.abc import Generator, Sequence
 
-Task = TypeVar("Task")
-Result = TypeVar("Result")
+from figureground.runners.interface import Job, Report, Result, Task
 
 
-@runtime_checkable
-class Runner(Protocol):
-    """Applies a function to tasks and yields the results as they come."""
-
-    def __call__(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
-        """Apply ``function`` to every task."""
-        ...
-
-
-def run_serial(function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
-    """Apply ``function`` to each task in turn.
+def run_serial(job: Job[Task, Result], tasks: Sequence[Task], report: Report) -> Generator[Result, None, None]:
+    """Do each task in turn; see :class:`~figureground.runners.interface.Runner`.
 
     Example:
-        >>> list(run_serial(abs, [-1, 2]))
+        >>> list(run_serial(lambda: lambda task, report: abs(task), [-1, 2], print))
         [1, 2]
     """
-    yield from map(function, tasks)
+    function = job() if tasks else None
+    for task in tasks:
+        yield function(task, report)  # type: ignore[misc]

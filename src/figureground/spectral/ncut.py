@@ -1,7 +1,8 @@
 """The one solver that all cuts share: eigenvectors of the normalised cut.
 
 The generalised problem (D - W) y = lambda D y is solved as the largest eigenvectors z of D^-1/2 W D^-1/2 by Lanczos
-iteration, y = D^-1/2 z. Neither D, nor D - W, nor the normalised matrix is ever formed: one step reads W once.
+iteration, y = D^-1/2 z. Neither D, nor D - W, nor the normalised matrix is ever formed: one step reads W once. On an
+accelerator the graphs of a batch are solved together.
 """
 
 import torch
@@ -71,91 +72,182 @@ def smallest_eigenvectors(
     alive = torch.ones(weights.shape[:2], dtype=torch.bool, device=weights.device)
     if live is not None:
         alive = live.reshape(-1, n)
-    pairs = [_solve(w, a, count) for w, a in zip(weights, alive, strict=True)]
-    values = torch.stack([value for value, _ in pairs])
-    vectors = torch.stack([vector for _, vector in pairs])
+    # A CPU reads one graph from its cache, and the memory does not grow; an accelerator is only busy with many.
+    together = 1 if weights.device.type == "cpu" else max(len(weights), 1)
+    parts = zip(weights.split(together), alive.split(together), strict=True)
+    pairs = [_solve(w, a, count) for w, a in parts]
+    values = torch.cat([value for value, _ in pairs])
+    vectors = torch.cat([vector for _, vector in pairs])
     return values.reshape(*batch, count), vectors.reshape(*batch, count, n)
 
 
 def ncut_value(
-    affinity: Float[Tensor, "N N"], partition: Bool[Tensor, "N"], live: Bool[Tensor, "N"] | None = None
-) -> float:
+    affinity: Float[Tensor, "*batch N N"],
+    partition: Bool[Tensor, "*batch N"],
+    live: Bool[Tensor, "*batch N"] | None = None,
+) -> Float[Tensor, "*batch"]:
     """Normalised cut of a partition, in [0, 2]: cut/vol(A) + cut/vol(B); 2 if a side is empty."""
     alive = torch.ones_like(partition) if live is None else live
-    sides = torch.stack([partition & alive, ~partition & alive]).to(affinity.dtype)
-    volumes = sides @ affinity @ sides.T
-    total = volumes.sum(1)
-    if bool((total <= 0).any()):
-        return 2.0
-    return float((volumes[0, 1] / total).sum())
+    sides = torch.stack([partition & alive, ~partition & alive], -2).to(affinity.dtype)
+    volumes = sides @ affinity @ sides.mT
+    total = volumes.sum(-1)
+    cut = (volumes[..., 0, 1, None] / total).sum(-1)
+    return torch.where((total > 0).all(-1), cut, 2.0)
 
 
-def _solve(weights: Tensor, live: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Eigenpairs of one graph; see :func:`smallest_eigenvectors`."""
-    n = weights.shape[0]
+def _solve(
+    weights: Float[Tensor, "B N N"], live: Bool[Tensor, "B N"], count: int
+) -> tuple[Float[Tensor, "B K"], Float[Tensor, "B K N"]]:
+    """Eigenpairs of graphs of one size; see :func:`smallest_eigenvectors`."""
     mask = live.to(weights.dtype)
-    degree = (weights @ mask) * mask
-    if not bool(torch.isfinite(degree).all()) or bool((degree < 0).any()):
+    degree = _product(weights, mask) * mask
+    if not bool((torch.isfinite(degree) & (degree >= 0)).all()):
         raise ValueError("Graph weights must be finite and not negative.")
-    if bool((degree[live] <= 0).any()):
+    if bool((live & (degree <= 0)).any()):
         raise ValueError("A patch has no edge to any other: an isolated patch has no normalised cut (use eps > 0).")
-    values = weights.new_full((count,), 2.0)
-    vectors = weights.new_zeros((count, n))
-    found = min(count, int(live.sum()) - 1)
-    if found < 1:
-        return values, vectors
     scale = torch.where(live, degree, torch.inf).rsqrt()
-    trivial = degree.sqrt() / degree.sum().sqrt()
-    ritz_values, ritz_vectors = _lanczos(weights, scale, trivial, mask, found)
-    values[:found] = (1 - ritz_values).clamp(0, 2)
-    vectors[:found] = _fix_signs(ritz_vectors * scale)
-    return values, vectors
+    trivial = degree.sqrt() / degree.sum(1, keepdim=True).sqrt().clamp(min=torch.finfo(degree.dtype).tiny)
+    ritz_values, ritz_vectors = _Lanczos(weights, scale, trivial, mask, count).run()
+    return (1 - ritz_values).clamp(0, 2), _fix_signs(ritz_vectors * scale[:, None])
 
 
-def _lanczos(weights: Tensor, scale: Tensor, trivial: Tensor, mask: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Largest ``count`` eigenpairs of ``scale * W * scale`` on the live nodes, orthogonal to ``trivial``."""
-    dimension = int(mask.sum()) - 1
-    steps = min(_MAX_STEPS, dimension)
-    # A breakdown (an invariant subspace) is a residual at the level of rounding.
-    tiny = 100 * torch.finfo(weights.dtype).eps
-    basis = weights.new_zeros((steps + 1, weights.shape[0]))
-    basis[0] = trivial
-    noise = _start_vectors(weights, mask)
-    basis[1] = _orthogonal_unit(_first_vector(trivial, noise[0], mask), basis[:1])
-    diagonal = torch.zeros(steps, dtype=torch.float64)
-    below = torch.zeros(steps, dtype=torch.float64)
-    broken_at = -_SETTLE
-    for step in range(steps):
-        vector = basis[step + 1]
-        image = scale * (weights @ (scale * vector))
-        diagonal[step] = torch.dot(image, vector).item()
-        image = _orthogonalise(image, basis[: step + 2])
-        norm = float(torch.linalg.vector_norm(image))
-        last = step + 1 == steps
-        broken = norm < tiny
-        if (broken and count == 1) or last or (step >= count and step % _CHECK_EVERY == _CHECK_EVERY - 1):
-            theta, rotation = torch.linalg.eigh(_tridiagonal(diagonal[: step + 1], below[:step]))
-            top = slice(step + 1 - count, step + 1)
-            residual = norm * rotation[-1, top].abs().max() if step + 1 >= count else torch.inf
-            # After a breakdown further copies of an eigenvalue can hide outside the subspace: give them time to show.
-            settled = count == 1 or step - broken_at >= _SETTLE
-            if last or (settled and residual < _TOLERANCE[weights.dtype]):
-                chosen = rotation[:, top].flip(1).T.to(basis)
-                return theta[top].flip(0).to(basis), chosen @ basis[1 : step + 2]
-        if broken:
-            norm, broken_at = 0.0, step
-            image = _orthogonal_unit(noise[1 + step % 2].roll(step) * mask, basis[: step + 2])
-            basis[step + 2] = image
-        else:
-            basis[step + 2] = image / norm
-        below[step] = norm
-    raise AssertionError("unreachable: the last step returns")
+class _Lanczos:
+    """Largest ``count`` eigenpairs of ``scale * W * scale`` on the live nodes, orthogonal to ``trivial``.
+
+    All graphs take a step together. A graph that has converged is written down; once half have, they are left out of
+    further steps, so that the slowest does not make all of them wait.
+    """
+
+    def __init__(self, weights: Tensor, scale: Tensor, trivial: Tensor, mask: Tensor, count: int) -> None:
+        self.weights, self.scale, self.mask, self.count = weights, scale, mask, count
+        # Pairs that do not exist have the worst value there is and no vector.
+        self.values = weights.new_full((len(mask), count), -1.0)
+        self.vectors = weights.new_zeros((len(mask), count, mask.shape[1]))
+        self.dimension = mask.sum(1).long() - 1
+        self.steps = min(_MAX_STEPS, int(self.dimension.max()))
+        # A breakdown (an invariant subspace) is a residual at the level of rounding.
+        self.tiny = 100 * torch.finfo(weights.dtype).eps
+        self.basis = weights.new_zeros((len(mask), max(self.steps, 1) + 1, mask.shape[1]))
+        self.basis[:, 0] = trivial
+        self.noise = _start_vectors(weights)
+        self.basis[:, 1] = self._orthogonal_unit(_first_vector(trivial, self.noise[0] * mask, mask), 1)
+        double = {"dtype": torch.float64, "device": weights.device}
+        self.diagonal = torch.zeros(len(mask), max(self.steps, 1), **double)
+        self.below = torch.zeros_like(self.diagonal)
+        self.broken_at = torch.full_like(self.dimension, -_SETTLE)
+        # The places, among all graphs, of those that are still iterated, and which of these have converged.
+        self.place = torch.arange(len(mask), device=weights.device)
+        self.finished = self.dimension < 1
+
+    def run(self) -> tuple[Float[Tensor, "B K"], Float[Tensor, "B K N"]]:
+        """Values in falling order, and unit vectors."""
+        check = _CHECK_EVERY
+        for step in range(self.steps):
+            self._step(step)
+            if step + 1 == self.steps or (step >= self.count and step + 1 >= check):
+                check = step + 1 + max(_CHECK_EVERY, step // 4)
+                if self._finish(step + 1):
+                    break
+        return self.values, self.vectors
+
+    def _step(self, step: int) -> None:
+        vector = self.basis[:, step + 1]
+        image = self.scale * _product(self.weights, self.scale * vector)
+        self.diagonal[:, step] = (image * vector).sum(1)
+        image = _orthogonalise(image, self.basis[:, : step + 2])
+        norm = torch.linalg.vector_norm(image, dim=1)
+        self.below[:, step] = norm
+        if step + 1 == self.steps:
+            return
+        image = image / norm.clamp(min=self.tiny)[:, None]
+        # With one pair wanted a breakdown is the end, seen at the next check. Else further copies of an eigenvalue can
+        # hide outside the subspace: the iteration goes on from a new direction.
+        broken = norm < self.tiny
+        if self.count > 1 and bool(broken.any()):
+            fresh = self._orthogonal_unit(self.noise[1 + step % 2].roll(step) * self.mask, step + 2)
+            image = torch.where(broken[:, None], fresh, image)
+            self.below[:, step].masked_fill_(broken, 0)
+            self.broken_at = torch.where(broken, step, self.broken_at)
+        self.basis[:, step + 2] = image
+
+    def _finish(self, size: int) -> bool:
+        """Write down the pairs that have converged in ``size`` steps; whether all have."""
+        place = torch.arange(size, device=self.basis.device)
+        length = self.dimension.clamp(max=size)
+        if self.count == 1:
+            broken = self.below[:, :size] < self.tiny
+            length = torch.minimum(length, torch.where(broken, place + 1, size).amin(1))
+        inside = place < length[:, None]
+        # Outside, values below all others, which never come out on top.
+        tridiagonal = torch.diag_embed(torch.where(inside, self.diagonal[:, :size], -2.0))
+        linked = torch.where(inside[:, 1:], self.below[:, : size - 1], 0.0)
+        tridiagonal += torch.diag_embed(linked, 1) + torch.diag_embed(linked, -1)
+        theta, rotation = _top(tridiagonal, min(self.count, size))
+        last = (length - 1).clamp(min=0)[:, None]
+        norm = self.below.gather(1, last)
+        residual = (norm * rotation.gather(2, last[:, :, None].expand(-1, rotation.shape[1], 1))[..., 0].abs()).amax(1)
+        # After a breakdown the copies need time to show.
+        settled = size - 1 - self.broken_at >= (0 if self.count == 1 else _SETTLE)
+        over = (length < size) | (length == self.dimension) | (size == self.steps)
+        done = over | (settled & (residual < _TOLERANCE[self.weights.dtype]))
+        fresh = (done & ~self.finished).nonzero()[:, 0]
+        if len(fresh):
+            kept = theta.shape[1]
+            exists = torch.arange(kept, device=theta.device) < length[fresh, None]
+            ritz = rotation[fresh].to(self.basis) @ self.basis[fresh, 1 : size + 1]
+            self.values[self.place[fresh], :kept] = torch.where(exists, theta[fresh], -1.0).to(self.values)
+            self.vectors[self.place[fresh], :kept] = ritz * exists[..., None]
+        self.finished = self.finished | done
+        left = int((~self.finished).sum())
+        if 0 < left <= len(self.finished) // 2:
+            self._keep(~self.finished)
+        return left == 0
+
+    def _keep(self, chosen: Tensor) -> None:
+        state = ("weights", "scale", "mask", "dimension", "basis", "diagonal", "below", "broken_at", "place")
+        for name in (*state, "finished"):
+            setattr(self, name, getattr(self, name)[chosen])
+
+    def _orthogonal_unit(self, vectors: Tensor, size: int) -> Tensor:
+        vectors = _orthogonalise(vectors, self.basis[:, :size])
+        return vectors / torch.linalg.vector_norm(vectors, dim=1, keepdim=True).clamp(min=self.tiny**2)
 
 
-def _start_vectors(weights: Tensor, mask: Tensor) -> Tensor:
+def _top(tridiagonal: Float[Tensor, "B m m"], count: int) -> tuple[Float[Tensor, "B K"], Float[Tensor, "B K m"]]:
+    """Largest eigenvalues, falling, and their unit vectors.
+
+    An accelerator takes one small eigenproblem after the other, and waits for each; there the one vector that a cut
+    needs is found by squaring the matrices until nothing but their largest eigenvalue is left.
+    """
+    if tridiagonal.device.type == "cpu" or count > 1:
+        theta, rotation = torch.linalg.eigh(tridiagonal.cpu())
+        top = slice(-count, None)
+        pairs = theta[:, top].flip(1), rotation[:, :, top].flip(2).mT
+        return pairs[0].to(tridiagonal), pairs[1].to(tridiagonal)
+    return largest_by_squaring(tridiagonal)
+
+
+def largest_by_squaring(matrices: Float[Tensor, "B m m"]) -> tuple[Float[Tensor, "B 1"], Float[Tensor, "B 1 m"]]:
+    """The largest eigenvalue of symmetric matrices with eigenvalues in [-2, 1], and a unit vector of it.
+
+    Squared thirty times, a second eigenvalue nearer than some 1e-8 leaves a trace; the vector is then one of both.
+    """
+    size = matrices.shape[-1]
+    power = matrices + 2.5 * torch.eye(size, dtype=matrices.dtype, device=matrices.device)
+    for _ in range(10):
+        power = power / power.diagonal(dim1=1, dim2=2).sum(1)[:, None, None]
+        for _ in range(3):
+            power = power @ power
+    column = power.diagonal(dim1=1, dim2=2).argmax(1)
+    vectors = power.gather(1, column[:, None, None].expand(-1, 1, size))
+    vectors = vectors / torch.linalg.vector_norm(vectors, dim=2, keepdim=True)
+    return (vectors @ matrices @ vectors.mT)[:, :, 0], vectors
+
+
+def _start_vectors(weights: Tensor) -> Float[Tensor, "3 N"]:
     # Drawn on the CPU from a generator of its own: the same on every device, and the global one is not touched.
     generator = torch.Generator().manual_seed(0)
-    return torch.randn((3, weights.shape[0]), generator=generator).to(weights) * mask
+    return torch.randn((3, weights.shape[-1]), generator=generator).to(weights)
 
 
 def _first_vector(trivial: Tensor, noise: Tensor, mask: Tensor) -> Tensor:
@@ -164,30 +256,28 @@ def _first_vector(trivial: Tensor, noise: Tensor, mask: Tensor) -> Tensor:
     A little noise keeps it from being orthogonal to the answer; it saves a third of the steps.
     """
     degree = trivial.square()
-    lean = (degree - degree.sum() / mask.sum()) * mask
-    size = torch.linalg.vector_norm(lean)
-    unit_noise = noise / torch.linalg.vector_norm(noise)
-    return torch.where(size > 1e-3 * torch.linalg.vector_norm(degree), lean / size + 0.1 * unit_noise, unit_noise)
+    lean = (degree - degree.sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)) * mask
+    size = torch.linalg.vector_norm(lean, dim=1, keepdim=True)
+    unit_noise = noise / torch.linalg.vector_norm(noise, dim=1, keepdim=True).clamp(min=1e-30)
+    leans = size > 1e-3 * torch.linalg.vector_norm(degree, dim=1, keepdim=True)
+    return torch.where(leans, lean / size + 0.1 * unit_noise, unit_noise)
 
 
-def _orthogonalise(vector: Tensor, basis: Tensor) -> Tensor:
+def _product(matrices: Float[Tensor, "B m N"], vectors: Float[Tensor, "B N"]) -> Float[Tensor, "B m"]:
+    if len(matrices) == 1:  # half as long as a batched product of one, on a CPU
+        return (matrices[0] @ vectors[0])[None]
+    return (matrices @ vectors[:, :, None])[:, :, 0]
+
+
+def _orthogonalise(vectors: Float[Tensor, "B N"], basis: Float[Tensor, "B m N"]) -> Float[Tensor, "B N"]:
     # Classical Gram-Schmidt, twice: once is not enough in floating point, twice is.
     for _ in range(2):
-        vector = vector - (basis @ vector) @ basis
-    return vector
+        vectors = vectors - _product(basis.mT, _product(basis, vectors))
+    return vectors
 
 
-def _orthogonal_unit(vector: Tensor, basis: Tensor) -> Tensor:
-    vector = _orthogonalise(vector, basis)
-    return vector / torch.linalg.vector_norm(vector)
-
-
-def _tridiagonal(diagonal: Tensor, below: Tensor) -> Tensor:
-    return torch.diag(diagonal) + torch.diag(below, 1) + torch.diag(below, -1)
-
-
-def _fix_signs(vectors: Tensor) -> Tensor:
+def _fix_signs(vectors: Float[Tensor, "B K N"]) -> Float[Tensor, "B K N"]:
     magnitude = vectors.abs()
-    largest = magnitude >= magnitude.amax(1, keepdim=True) * (1 - 1e-5)
-    first = largest.to(torch.uint8).argmax(1, keepdim=True)
-    return torch.where(vectors.gather(1, first) < 0, -vectors, vectors)
+    largest = magnitude >= magnitude.amax(-1, keepdim=True) * (1 - 1e-5)
+    first = largest.to(torch.uint8).argmax(-1, keepdim=True)
+    return torch.where(vectors.gather(-1, first) < 0, -vectors, vectors)

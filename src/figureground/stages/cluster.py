@@ -28,7 +28,7 @@ from figureground.stages.instance_features import InstanceEmbedder, View, pack, 
 from figureground.stages.labeller import BackboneConfig, check_device, is_learned
 from figureground.stages.labels import find_labels
 from figureground.stages.result import Progress
-from figureground.stages.sharding import Record, Sweep, describe_run, opened
+from figureground.stages.sharding import File, Record, Sweep, describe_run, one_by_one, opened, prepare
 from figureground.storage import jsonlines
 from figureground.storage.atomic import write_json
 from figureground.storage.shards import fingerprint
@@ -171,22 +171,12 @@ def run(
     truth = None if config.truth is None else TruthClasses(Path(config.truth))
     view = config.view or ("crop" if is_learned(config.backbone) else "image")
     config = config.replace(digest=source.digest, view=view, size=config.size or _SIZES[view])
-    choice = config.backbone
-    backbone = backbones.load(
-        choice.name, choice.weights, choice.features, precision=choice.precision, device=config.device
-    )
-    embedder = InstanceEmbedder(backbone, view, config.size or _SIZES[view], config.device)
+    work, _ = prepare(Embedding, config, runner, source=source)
     with opened(out, config, _FREE):
         names = read_names(out / "names.json")
         describe_run(out, config, config.device)
         sweep = Sweep(out, source.images, source.images.names, config.shard_size)
-
-        def examine(path: Path, name: str) -> Record:
-            masks = [entry["segmentation"] for entry in source.chosen(name)]
-            packed = pack(embedder.embed(source.decode(path, name), masks)) if masks else ""
-            return {"file_name": name, "vectors": packed, "count": len(masks), "instances": len(masks)}
-
-        sweep.run(examine, embedder.seconds, runner, progress)
+        sweep.run(work, runner, progress)
         grouping = _grouped(config, sweep, out / "clusters.json", bool(names))
         result = _write(config, source, sweep, grouping, names, truth, out, start)
         sweep.log("end", seconds=result.seconds)
@@ -238,6 +228,43 @@ class _Source:
                 f"{labelled['height']}x{labelled['width']} (height x width)."
             )
         return pixels
+
+
+class Embedding:
+    """Describes the instances in the images of a shard.
+
+    Args:
+        config: What to use.
+        source: The masks, if this process has read them already.
+
+    Attributes:
+        seconds: Those of the embedder.
+
+    Raises:
+        RunError: If the masks are not those that the configuration was made for, as a file of another machine.
+    """
+
+    def __init__(self, config: ClusterConfig, source: "_Source | None" = None) -> None:
+        self._source = source or _Source(config)
+        if self._source.digest != config.digest:
+            raise RunError(f"{config.run} holds other masks than it did when the run was started.")
+        view, choice = config.view, config.backbone
+        assert view is not None
+        assert config.size is not None
+        backbone = backbones.load(
+            choice.name, choice.weights, choice.features, precision=choice.precision, device=config.device
+        )
+        self._embedder = InstanceEmbedder(backbone, view, config.size, config.device)
+        self.seconds = self._embedder.seconds
+
+    def examine(self, files: Sequence[File]) -> Iterator[Record | ImageError]:
+        """The vectors of each image, or what is wrong with it."""
+        return one_by_one(self._look, files)
+
+    def _look(self, path: Path, name: str) -> Record:
+        masks = [entry["segmentation"] for entry in self._source.chosen(name)]
+        packed = pack(self._embedder.embed(self._source.decode(path, name), masks)) if masks else ""
+        return {"file_name": name, "vectors": packed, "count": len(masks), "instances": len(masks)}
 
 
 def _check_enough(config: ClusterConfig, count: int) -> None:

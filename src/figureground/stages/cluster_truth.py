@@ -42,6 +42,10 @@ class TruthClasses:
                 "Write the truth with `figureground truth`, or give a file with categories.",
             )
 
+    def of(self, annotation: Annotation) -> str | None:
+        """The class of a true object, if it has one."""
+        return self._classes.get(annotation.id)
+
     def measure(self, images: Iterable[ImageAnnotations], clusters: int) -> dict[str, Any]:
         """Measure clusters by the classes of the objects that their instances overlap by an IoU of 0.5.
 

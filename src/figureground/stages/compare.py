@@ -5,7 +5,7 @@ import io
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from figureground.refine import RefineConfig
 from figureground.runners import Runner, run_serial
 from figureground.stages.labeller import BackboneConfig, Labeller, LabellerConfig
 from figureground.stages.result import Progress, StageResult
-from figureground.stages.sharding import Record, Sweep, describe_run, opened
+from figureground.stages.sharding import File, Record, Sweep, describe_run, one_by_one, opened, prepare
 from figureground.storage import jsonlines
 from figureground.storage.atomic import make_folder, write_bytes, write_json
 from figureground.viewer import thumbnail_size, write_comparison
@@ -175,17 +175,17 @@ def run(
     names = images.names[: config.limit]
     truth = _read_truth(Path(config.truth), images, names) if config.truth else None
     # Before the folder is made: a wrong name or missing weights leave nothing behind.
-    panel = _Panel(config)
+    work, _ = prepare(Panel, config, runner)
     with opened(out, config, _FREE):
         describe_run(out, config, config.device)
         sweep = Sweep(out, images, names, config.shard_size)
-        sweep.run(panel.examine, panel.seconds, runner, progress)
+        sweep.run(work, runner, progress)
         result = _finish(config, images, sweep, truth, out, start)
         sweep.log("end", seconds=result.seconds)
     return result
 
 
-class _Panel:
+class Panel:
     """All methods of a comparison, looking through the same eyes.
 
     Attributes:
@@ -204,8 +204,11 @@ class _Panel:
         everyone = self._labellers.values()
         self._eyes = next((each for each in everyone if not each.method.BASELINE), next(iter(everyone)))
 
-    def examine(self, path: Path, name: str) -> Record:
-        """What every method finds in one image."""
+    def examine(self, files: Sequence[File]) -> Iterator[Record | ImageError]:
+        """What every method finds in each image, or what is wrong with it."""
+        return one_by_one(self._look, files)
+
+    def _look(self, path: Path, name: str) -> Record:
         eyes = self._eyes
         with eyes.timed("decode"):
             pixels, size = decode(path, enough=eyes.fitted_size)

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 from pydantic import Field, field_validator
+from torch import Tensor
 
 from figureground.config import Config
 from figureground.data.augment import fitted
@@ -131,15 +132,16 @@ class Finder:
             found = self.detector.detect(
                 images, score_threshold=self.score_threshold, max_detections=self.max_detections
             )
+        ids = torch.tensor(list(self.detector.categories))
         return [
-            annotate(name, size, _to_cpu(instances), own_boxes=True)
+            annotate(name, size, _to_cpu(instances, ids), own_boxes=True)
             for name, size, instances in zip(names, sizes, found, strict=True)
         ]
 
 
-def _to_cpu(found: Instances) -> Instances:
-    """All at once: each number of each instance asked for on its own would wait for the device anew."""
-    return Instances(found.masks.cpu(), found.boxes.cpu(), found.scores.cpu(), found.labels.cpu())
+def _to_cpu(found: Instances, ids: Int64[Tensor, "K"]) -> Instances:
+    """All at once, labels as ids of a file: each number asked for on its own would wait for the device anew."""
+    return Instances(found.masks.cpu(), found.boxes.cpu(), found.scores.cpu(), ids[found.labels.cpu() - 1])
 
 
 @contextlib.contextmanager

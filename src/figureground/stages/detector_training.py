@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard, cast
 
 import safetensors
 from jaxtyping import UInt8
@@ -11,17 +11,21 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import SGD, AdamW, Optimizer
 
+from figureground import backbones
 from figureground.config import Config
 from figureground.data.augment import AugmentConfig, augment
 from figureground.data.copy_paste import CopyPasteConfig, copy_paste
 from figureground.data.pseudo_labels import Failures, PseudoLabels
+from figureground.data.strong import vary_strongly
 from figureground.data.targets import Targets
-from figureground.detectors import load, load_backbone
+from figureground.detectors import DetectorConfig, load, load_backbone
 from figureground.detectors.checkpoint import is_detector
 from figureground.detectors.interface import Detector
+from figureground.detectors.solov2 import SOLOv2Config
 from figureground.detectors.weights import fill, read_state
 from figureground.errors import UsageError, WeightsError
 from figureground.stages.detecting import DETECTOR_FILE
+from figureground.stages.instance_embeddings import EmbedderConfig
 from figureground.training.ema import Ema
 from figureground.training.order import generator_for
 from figureground.training.schedules import warmup_steps
@@ -29,7 +33,8 @@ from figureground.training.schedules import warmup_steps
 # Images that are looked for before training begins.
 _LOOKED_FOR = 64
 BACKBONE_FILE = "backbone.safetensors"
-Example = tuple[UInt8[Tensor, "3 _ _"], Targets, int]
+# The views of an image, what is in it, and the number of the draw.
+Example = tuple[list[UInt8[Tensor, "3 _ _"]], Targets, int]
 # Images, what is in them, and the number of the batch's first draw.
 Batch = tuple[list[UInt8[Tensor, "3 _ _"]], list[Targets], int]
 
@@ -149,20 +154,31 @@ class Examples:
     def __call__(self, index: int, draw: int) -> Example:
         """The image at a place, varied by a draw."""
         pixels, targets = self.labels.example(index)
-        return *augment(pixels, targets, self.augmentation, generator_for(self.seed, "augment", draw)), draw
+        image, targets = augment(pixels, targets, self.augmentation, generator_for(self.seed, "augment", draw))
+        strong = self.augmentation.strong
+        if strong is None:
+            return [image], targets, draw
+        return [vary_strongly(image, strong, generator_for(self.seed, "strong", draw)), image], targets, draw
 
     def collate(self, examples: Sequence[Example]) -> Batch:
-        """A batch; objects are pasted between its images, which are those of one process."""
-        images, targets, draws = zip(*examples, strict=True)
-        batch = list(images), list(targets), draws[0]
+        """A batch; objects are pasted between its images, which are those of one process.
+
+        Where each image has two views, the strongly varied ones of all images stand first.
+        """
+        views, targets, draws = zip(*examples, strict=True)
+        images = [image for alike in zip(*views, strict=True) for image in alike]
+        batch = images, [*targets] * len(views[0]), draws[0]
         return batch if self.paste_later else self.paste(batch)
 
     def paste(self, batch: Batch) -> Batch:
-        """Paste objects between the images of a batch, on their device."""
+        """Paste objects between the images of a batch, on their device; between the strongly varied, if there are."""
         if self.pasting is None:
             return batch
         images, targets, draw = batch
-        return *copy_paste(images, targets, self.pasting, generator_for(self.seed, "copy-paste", draw)), draw
+        count = len(images) if self.augmentation.strong is None else len(images) // 2
+        generator = generator_for(self.seed, "copy-paste", draw)
+        pasted, joined = copy_paste(images[:count], targets[:count], self.pasting, generator)
+        return [*pasted, *images[count:]], [*joined, *targets[count:]], draw
 
 
 def to_device(batch: Batch, device: str) -> Batch:
@@ -174,15 +190,7 @@ def to_device(batch: Batch, device: str) -> Batch:
 
     return (
         [moved(image) for image in images],
-        [
-            Targets(
-                boxes=moved(own["boxes"]),
-                labels=moved(own["labels"]),
-                masks=moved(own["masks"]),
-                weights=moved(own["weights"]),
-            )
-            for own in targets
-        ],
+        [cast(Targets, {key: moved(cast(Tensor, value)) for key, value in own.items()}) for own in targets],
         draw,
     )
 
@@ -208,11 +216,11 @@ class Report:
             self._failures(*path_and_error)
 
 
-def check_labels(labels: PseudoLabels, categories: int) -> None:
-    """Look whether the images are where they are looked for, and of the categories that there are.
+def check_labels(labels: PseudoLabels) -> None:
+    """Look whether the images are where they are looked for.
 
     Raises:
-        UsageError: If none of the first images is there, or there are more categories than the detector has.
+        UsageError: If none of the first images is there.
     """
     some = [labels.name(index) for index in range(min(len(labels), _LOOKED_FOR))]
     if not any((labels.images / name).is_file() for name in some):
@@ -221,11 +229,47 @@ def check_labels(labels: PseudoLabels, categories: int) -> None:
             + (f", nor any other of the first {len(some)}." if len(some) > 1 else "."),
             "Give the folder that their file names are relative to, as it was given to `label`.",
         )
-    if not labels.config.class_agnostic and labels.max_category > categories:
+
+
+def fit_to_labels(config: DetectorConfig, labels: PseudoLabels) -> DetectorConfig:
+    """A detector's configuration with the categories of what it is to learn.
+
+    Raises:
+        UsageError: If it has others already.
+    """
+    if labels.config.class_agnostic:
+        return config
+    count, names = len(labels.categories), labels.categories
+    if config.categories not in (1, count) or config.names not in (None, names):
+        told_apart = ", ".join((config.names or {}).values()) or str(config.categories)
         raise UsageError(
-            f"The pseudo-labels have categories up to {labels.max_category}, the detector has {categories}.",
-            f"Add --set detector.categories={labels.max_category}.",
+            f"The detector has other categories ({told_apart}) than {labels.file.path} ({', '.join(names.values())}).",
+            "Begin without detector.categories and detector.names, which follow from the pseudo-labels.",
         )
+    return config.replace(categories=count, names=names)
+
+
+def fit_to_embedder(config: DetectorConfig, embedder: EmbedderConfig) -> DetectorConfig:
+    """A detector's configuration with embeddings of as many numbers as what they are learned from, if they are.
+
+    Raises:
+        UsageError: If it has others already, or there is no such backbone.
+    """
+    if not learns_embeddings(config):
+        return config
+    width = backbones.find(embedder.backbone.name).width
+    if config.embedding not in (None, width):
+        raise UsageError(
+            f"detector.embedding is {config.embedding}, and {embedder.backbone.name} describes objects by {width} "
+            "numbers.",
+            "Begin without detector.embedding, or with the embedder that the detector has learned from.",
+        )
+    return config.replace(embedding=width)
+
+
+def learns_embeddings(config: DetectorConfig) -> TypeGuard[SOLOv2Config]:
+    """Whether a detector's targets need embeddings."""
+    return isinstance(config, SOLOv2Config) and config.embedding_weight > 0
 
 
 def weights_file(source: str) -> Path | None:

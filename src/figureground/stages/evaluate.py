@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from figureground.config import Config, build, parse_assignments
+from figureground.data.annotation_file import find_annotations
 from figureground.data.truth import Annotation, AnnotationSet, read_predictions, read_truth
 from figureground.errors import UsageError
 from figureground.evaluation.bootstrap import Estimate, bootstrap_mean
@@ -124,9 +125,10 @@ def run(config: EvaluateConfig, out: Path | None = None) -> EvaluateResult:
 def _annotations_of(predictions: Path) -> Path:
     if not predictions.is_dir():
         return predictions
-    if not (predictions / "annotations.json").exists():
+    file = find_annotations(predictions)
+    if file is None:
         raise UsageError(f"{predictions} has no annotations.json.", "Name a finished run's folder, or a COCO file.")
-    return predictions / "annotations.json"
+    return file
 
 
 def _is_object(annotation: Annotation, config: EvaluateConfig) -> bool:

@@ -2,14 +2,15 @@
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 from pydantic import Field, field_validator, model_validator
 
@@ -17,8 +18,8 @@ from figureground import backbones
 from figureground.backbones import Features, Precision, own
 from figureground.config import Config, build, merge
 from figureground.data.images import load_image
-from figureground.data.resize import fit_size, resize_image, to_tensor
-from figureground.errors import UsageError
+from figureground.data.resize import fit_size, resize_image, resize_on_device, shrink, to_unit_range
+from figureground.errors import ImageError, UsageError
 from figureground.ops.masks import masks_to_boxes, resize_masks
 from figureground.proposals import METHODS, create
 from figureground.proposals.attention import AttentionConfig
@@ -37,6 +38,9 @@ from figureground.proposals.votecut import VoteCutConfig
 from figureground.refine import RefineConfig, Refiner
 from figureground.structures import Instances, PatchFeatures
 
+# Images together on an accelerator: 3600 patches each then take some 4 GB at once.
+_BATCH_SIZE = 32
+
 
 class BackboneConfig(Config):
     """Which features an image is turned into."""
@@ -51,7 +55,10 @@ class BackboneConfig(Config):
     features: Features = Field(
         default="keys", description="Output of the last block that is used (TokenCut, MaskCut: keys)."
     )
-    precision: Precision = Field(default="fp32", description="Arithmetic of the backbone; bf16 is 2-3x faster.")
+    precision: Precision = Field(
+        default="fp32",
+        description="Arithmetic of the backbone; bf16 is 2-3x faster; auto: bf16 where the device has it.",
+    )
 
     @field_validator("name")
     @classmethod
@@ -79,6 +86,12 @@ class LabellerConfig(Config):
         description="Side in px of the square whose area an image is brought to (CutLER: 480).",
     )
     device: str = Field(default="cpu", description="cpu, cuda or cuda:N.")
+    batch_size: int | None = Field(
+        default=None,
+        ge=1,
+        le=1024,
+        description="Images of one shape looked at together, within a shard; unset: 1 on a CPU, 32 on an accelerator.",
+    )
     background: BackgroundConfig | None = Field(
         default=None, description="Settings of background, where it is the method."
     )
@@ -137,21 +150,21 @@ class LabellerConfig(Config):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class View:
-    """One image as every method sees it.
+    """Images of one size as every method sees them.
 
     Attributes:
-        images: RGB in [0, 1] at the working size, a batch of one.
-        features: Of its patches.
-        refiner: Draws coarse masks to the edges of the image; ``None`` where only baselines look.
+        images: RGB in [0, 1] at the working size.
+        features: Of their patches.
+        refiner: Draws coarse masks to the edges of the images; ``None`` where only baselines look.
     """
 
-    images: Float[torch.Tensor, "1 3 H W"]
+    images: Float[torch.Tensor, "B 3 H W"]
     features: PatchFeatures
     refiner: Refiner | None
 
 
 class Labeller:
-    """Finds the objects of one image after another.
+    """Finds the objects of images.
 
     Args:
         config: What to use.
@@ -180,6 +193,11 @@ class Labeller:
         self.method.check_backbone(self.backbone.name, choice.features, self.backbone.patch_size, self.backbone.width)
         self.seconds: dict[str, float] = {}
 
+    @property
+    def batch_size(self) -> int:
+        """How many images are looked at together."""
+        return self.config.batch_size or (1 if self.config.device == "cpu" else _BATCH_SIZE)
+
     def fitted_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """The size at which an image of ``size`` is looked at, in whole patches."""
         return fit_size(size, self.config.size, self.backbone.patch_size)
@@ -192,37 +210,92 @@ class Labeller:
             size: ``(height, width)`` of the image on disk, which decides the size it is looked at.
 
         Returns:
-            Instances at the working size (:meth:`fitted_size`), surest first.
+            Instances at the working size (:meth:`fitted_size`), surest first, on the CPU.
         """
         return self.find(self.look(pixels, size))
 
-    @torch.inference_mode()
+    def many(
+        self, pixels: Sequence[UInt8[np.ndarray, "..."]], sizes: Sequence[tuple[int, int]]
+    ) -> list[Instances | ImageError]:
+        """Find the objects of several images, those of one fitted size together, at most ``batch_size`` at once.
+
+        Args:
+            pixels: Of each, as of a call.
+            sizes: Of each, as of a call.
+
+        Returns:
+            Of each what a call returns, or what is wrong with it: an image that fails does so alone.
+        """
+        groups: dict[tuple[int, int], list[int]] = {}
+        for index, size in enumerate(sizes):
+            groups.setdefault(self.fitted_size(size), []).append(index)
+        found: dict[int, Instances | ImageError] = {}
+        for members in groups.values():
+            for first in range(0, len(members), self.batch_size):
+                batch = members[first : first + self.batch_size]
+                fitted = [self.fit(pixels[index], sizes[index]) for index in batch]
+                found.update(zip(batch, self.find_together(fitted), strict=True))
+        return [found[index] for index in range(len(sizes))]
+
+    def fit(self, pixels: UInt8[np.ndarray, "H W 3"], size: tuple[int, int]) -> UInt8[torch.Tensor, "h w 3"]:
+        """An image at the size at which it is looked at, on the device, which resizes it; arguments as of a call."""
+        fitted = self.fitted_size(size)
+        with self.timed("resize"):
+            if self.config.device == "cpu":
+                return torch.from_numpy(np.array(resize_image(pixels, fitted)))
+            shrunk = torch.from_numpy(np.array(shrink(Image.fromarray(pixels), fitted)))
+            return resize_on_device(shrunk.to(self.config.device), fitted)
+
+    def find_together(self, images: Sequence[UInt8[torch.Tensor, "h w 3"]]) -> list[Instances | ImageError]:
+        """The objects of images of one size (:meth:`fit`), all at once; of one that fails, what is wrong."""
+        try:
+            return list(self.find_all(self.look_at(torch.stack(list(images)))))
+        except (ValueError, torch.OutOfMemoryError) as error:
+            if len(images) > 1:
+                middle = len(images) // 2
+                return self.find_together(images[:middle]) + self.find_together(images[middle:])
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            return [ImageError(f"No features could be made of the image: {error}")]
+
     def look(self, pixels: UInt8[np.ndarray, "H W 3"], size: tuple[int, int]) -> View:
         """The part of the work that does not depend on the method; arguments as of a call."""
-        with self.timed("decode"):
-            fitted = resize_image(pixels, self.fitted_size(size))
-            images = to_tensor(fitted, self.config.device)
-        with self.timed("features"):
-            features = self.backbone(images)
-        with self.timed("refine"):
-            refiner = None
-            if not self.method.BASELINE:
-                refiner = Refiner(torch.from_numpy(fitted.copy()).to(images.device), self.config.refine)
-        return View(images, features, refiner)
+        return self.look_at(self.fit(pixels, size)[None])
+
+    def find(self, view: View) -> Instances:
+        """The part that does: what is in the one image of a view.
+
+        Args:
+            view: Of a labeller with the same backbone, size and refinement.
+        """
+        [instances] = self.find_all(view)
+        return instances
 
     @torch.inference_mode()
-    def find(self, view: View) -> Instances:
-        """The part that does: the instances in the view of a labeller with the same backbone, size and refinement."""
-        with self.timed("propose"):
-            [found] = self.method.propose(view.features, view.images)
+    def look_at(self, images: UInt8[torch.Tensor, "B H W 3"]) -> View:
+        """View images that are at the working size and on the device."""
+        with self.timed("features"):
+            scaled = to_unit_range(images)
+            features = self.backbone(scaled)
         with self.timed("refine"):
-            masks = resize_masks(found.masks, (view.images.shape[2], view.images.shape[3]))
+            refiner = None if self.method.BASELINE else Refiner(images, self.config.refine)
+        return View(scaled, features, refiner)
+
+    @torch.inference_mode()
+    def find_all(self, view: View) -> list[Instances]:
+        """The instances in each image of a view (:meth:`find`)."""
+        with self.timed("propose"):
+            found = self.method.propose(view.features, view.images)
+        with self.timed("refine"):
+            masks = resize_masks(torch.cat([one.masks for one in found]), (view.images.shape[2], view.images.shape[3]))
+            counts = [len(one) for one in found]
             keep = masks.flatten(1).any(1)
             if view.refiner is not None and not self.method.BASELINE:
-                masks, accepted = view.refiner(masks)
+                owners = torch.arange(len(found)).repeat_interleave(torch.tensor(counts)).to(masks.device)
+                masks, accepted = view.refiner(masks, owners)
                 keep = accepted & masks.flatten(1).any(1)
-            masks = masks[keep]
-            return Instances(masks, masks_to_boxes(masks), found.scores[keep], found.labels[keep])
+            kept = zip(found, masks.cpu().split(counts), keep.cpu().split(counts), strict=True)
+            return [_chosen(one, own, chosen) for one, own, chosen in kept]
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
@@ -275,9 +348,14 @@ def label(
     size = (pixels.shape[0], pixels.shape[1])
     found = Labeller(build(LabellerConfig, tree))(pixels, size)
     masks = resize_masks(found.masks, size)
-    keep = masks.flatten(1).any(1)
+    return _chosen(found, masks, masks.flatten(1).any(1))
+
+
+def _chosen(instances: Instances, masks: Bool[torch.Tensor, "M H W"], keep: Bool[torch.Tensor, " M"]) -> Instances:
+    """Some of the instances with other masks, none of them empty, on the device of these."""
     masks = masks[keep]
-    return Instances(masks, masks_to_boxes(masks), found.scores[keep], found.labels[keep])
+    scores, labels = instances.scores.to(masks.device), instances.labels.to(masks.device)
+    return Instances(masks, masks_to_boxes(masks), scores[keep], labels[keep])
 
 
 def is_learned(backbone: Any) -> bool:
@@ -293,7 +371,8 @@ def _distilled(backbone: Any) -> dict[str, Any]:
     Its patches are too much alike for cuts, and it has learned from whole photographs at one size.
     """
     given = backbone.model_dump() if isinstance(backbone, BackboneConfig) else backbone or {}
-    file = own.find_file(str(given.get("name", "")))
+    row = backbones.CATALOGUE.get(str(given.get("name", "")))
+    file = own.find_file(str(given.get("name", ""))) if row is None or row.file is None else Path(row.file)
     if file is None or not (file.parent / "head.safetensors").is_file():
         return {}
     return {

@@ -5,11 +5,26 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from figureground.data.annotation_file import find_annotations
 from figureground.errors import UsageError
 
 
+def annotations_of(labels: Path) -> Path:
+    """The file of masks that a person named, or that is in the folder of a run: COCO or Parquet.
+
+    Raises:
+        UsageError: If there is none.
+    """
+    labels = labels.expanduser()
+    file = find_annotations(labels) if labels.is_dir() else labels
+    if file is None or not file.is_file():
+        what = f"{labels} has no annotations.json." if labels.is_dir() else f"There are no pseudo-labels at {labels}."
+        raise UsageError(what, "Name the folder of a finished `label` run, or a COCO file.")
+    return file
+
+
 def find_labels(labels: Path, images: Sequence[str | os.PathLike[str]]) -> tuple[Path, Path]:
-    """The COCO file, and the folder of its images.
+    """The file of masks, COCO or Parquet, and the folder of its images.
 
     Args:
         labels: The file, or the folder of a run that has it.
@@ -19,11 +34,7 @@ def find_labels(labels: Path, images: Sequence[str | os.PathLike[str]]) -> tuple
     Raises:
         UsageError: If there is no such file, or it is not said where the images are.
     """
-    labels = labels.expanduser()
-    file = labels / "annotations.json" if labels.is_dir() else labels
-    if not file.is_file():
-        what = f"{labels} has no annotations.json." if labels.is_dir() else f"There are no pseudo-labels at {labels}."
-        raise UsageError(what, "Name the folder of a finished `label` run, or a COCO file.")
+    file = annotations_of(labels)
     if images:
         paths = [os.path.abspath(os.path.expanduser(path)) for path in images]
         missing = [path for path in paths if not os.path.exists(path)]

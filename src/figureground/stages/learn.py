@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from figureground import detectors
 from figureground.config import Config, build, merge, requested
+from figureground.data.annotation_file import annotations_name
 from figureground.data.listing import list_images
 from figureground.data.truth import read_truth
 from figureground.errors import ConfigError, UsageError
@@ -30,19 +31,19 @@ from figureground.stages.rounds import (
     Standing,
     check_filled_in,
     finish,
-    later,
     measure,
     opened,
     predict_step,
     run_round,
+    settings_of_rounds,
     train_step,
 )
-from figureground.stages.train import TrainConfig, settings_of
+from figureground.stages.train import TrainConfig, complete, settings_of
 from figureground.storage.shards import fingerprint
 
 # What may differ when a run goes on: where it computes, how many rounds, and what is measured beside it.
 _FREE = (
-    *("device", "truth", "truth_images", "self_train.rounds", "self_train.predict.workers"),
+    *("device", "truth", "truth_images", "self_train.rounds", "self_train.predict.threads"),
     *(f"{name}.{key}" for name in ("train", "self_train.train") for key in FREE_IN_TRAIN),
 )
 
@@ -93,8 +94,8 @@ def configure(
 ) -> LearnConfig:
     """The configuration a command line asks for: the recipe, ``--set`` over it, and the shorthands over both.
 
-    The rounds are trained as the first training is, but for what :func:`figureground.stages.rounds.later` changes and
-    what is set below ``self_train.train``.
+    The rounds are trained as the first training is, but for what :func:`figureground.stages.rounds.settings_of_rounds`
+    changes and what is set below ``self_train``.
 
     Args:
         images: Files and folders.
@@ -119,7 +120,7 @@ def configure(
     on_gpu = str(asked.get("device", "cpu")).startswith("cuda")
     chosen = recipe or training.get("recipe") or ("cutler_cascade" if on_gpu else "small")
     first = settings_of(str(chosen), training)
-    repeated = merge({"train": later(first).model_dump()}, asked.pop("self_train", {}))
+    repeated = merge(settings_of_rounds(first), asked.pop("self_train", {}))
     if rounds is not None:
         repeated["rounds"] = rounds
     tree = {"label": labelling, "train": first.model_dump(), "self_train": repeated}
@@ -186,7 +187,7 @@ def _check(config: LearnConfig, out: Path) -> None:
     if not (out / "label" / "done.json").exists():
         Labeller(config.label.replace(device=config.device))
     if config.train.init is not None and not (out / "train" / DETECTOR_FILE).exists():
-        load_weights(detectors.create(config.train.detector), config.train.init)
+        load_weights(detectors.create(complete(config.train).detector), config.train.init)
 
 
 def _label_step(chain: Chain, name: str, title: str, config: LabelConfig) -> Made:
@@ -195,7 +196,7 @@ def _label_step(chain: Chain, name: str, title: str, config: LabelConfig) -> Mad
             result = label.run(config, chain.out / name, progress=progress)
         return {"images": result.images, "instances": result.instances, "failed": result.failed}
 
-    return chain.step(name, [], "annotations.json", work)
+    return chain.step(name, [], annotations_name(config.format), work)
 
 
 class _Ruler:

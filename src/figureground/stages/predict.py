@@ -13,18 +13,19 @@ import torch
 from pydantic import Field, field_validator
 
 from figureground.config import Config, build, requested
+from figureground.data.annotation_file import Format, check_format
 from figureground.data.images import Size, decode
 from figureground.data.listing import list_images
-from figureground.errors import ImageError
+from figureground.errors import ImageError, RunError
 from figureground.runners import Runner, run_serial
 from figureground.stages.detecting import Finder, detector_file, digest_of, load_detector
 from figureground.stages.labeller import check_device
 from figureground.stages.result import Progress, StageResult
-from figureground.stages.sharding import File, Record, Sweep, describe_run, opened, write_masks
+from figureground.stages.sharding import File, Record, Sweep, describe_run, opened, prepare, write_masks
 
 # What may differ when a run goes on: where and how it computes, how much of the list it covers, and where the detector
 # lies; which one it is, its digest tells.
-_FREE = ("device", "limit", "workers", "detector")
+_FREE = ("device", "limit", "format", "threads", "detector")
 # The report begins with the instances that score at least so much.
 _SURE = 0.5
 
@@ -61,7 +62,10 @@ class PredictConfig(Config):
     )
     batch_size: int = Field(default=4, ge=1, le=1024, description="Images at once; a shard is cut into such batches.")
     shard_size: int = Field(default=32, ge=1, le=10_000, description="Images a shard: what a kill can cost at most.")
-    workers: int = Field(default=0, ge=0, le=256, description="Threads that decode the images of a batch.")
+    format: Format = Field(
+        default="json", description="Of the annotations: COCO JSON, Parquet (one row an image), or both."
+    )
+    threads: int = Field(default=0, ge=0, le=256, description="Threads that decode the images of a batch.")
     device: str = Field(default="cpu", description="cpu, cuda or cuda:N.")
 
     @field_validator("detector")
@@ -122,43 +126,51 @@ def run(
     start = time.perf_counter()
     # Before the folder is made: a wrong name or damaged weights leave nothing behind.
     check_device(config.device)
+    check_format(config.format)
     file = detector_file(config.detector)
     images = list_images(config.images, exclude=out)
     config = config.replace(digest=digest_of(file))
-    changes = {key: value for key in ("nms", "short_side") if (value := getattr(config, key)) is not None}
-    detector = load_detector(file, config.device, **changes)
-    finder = Finder(detector, config.precision, config.score_threshold, config.max_detections)
-    with opened(out, config, _FREE), _Search(finder, config) as search:
+    work, search = prepare(Search, config, runner)
+    description = f"figureground predict, {search.finder.detector.config.detector} {config.digest}"
+    with opened(out, config, _FREE):
         describe_run(out, config, config.device)
         sweep = Sweep(out, images, images.names[: config.limit], config.shard_size)
-        sweep.run_batches(search.examine, config.batch_size, search.seconds, runner, progress)
-        description = f"figureground predict, {detector.config.detector} {config.digest}"
-        result = write_masks("predict", description, sweep, images, out, start, sure=_SURE)
+        sweep.run(work, runner, progress)
+        kinds = [{"id": number, "name": name} for number, name in search.finder.detector.categories.items()]
+        result = write_masks(
+            "predict", description, sweep, images, out, start, form=config.format, sure=_SURE, categories=kinds
+        )
         sweep.log("end", seconds=result.seconds)
     return result
 
 
-class _Search:
-    """Looks for the objects of several images at once.
+class Search:
+    """Looks for the objects in the images of a shard with a trained detector, several images at once.
 
     Attributes:
         seconds: Spent in ``decode`` and ``detect``.
+
+    Raises:
+        RunError: If the weights are not those that the configuration was made for, as a file of another machine.
     """
 
-    def __init__(self, finder: Finder, config: PredictConfig) -> None:
-        self.finder, self.config = finder, config
+    def __init__(self, config: PredictConfig) -> None:
+        file = detector_file(config.detector)
+        if digest_of(file) != config.digest:
+            raise RunError(f"{file} holds other weights than it did when the run was started.")
+        changes = {key: value for key in ("nms", "short_side") if (value := getattr(config, key)) is not None}
+        detector = load_detector(file, config.device, **changes)
+        self.finder = Finder(detector, config.precision, config.score_threshold, config.max_detections)
+        self.config = config
         self.seconds: dict[str, float] = {}
-        self._threads = ThreadPoolExecutor(config.workers) if config.workers else None
+        self._threads = ThreadPoolExecutor(config.threads) if config.threads else None
 
-    def __enter__(self) -> "_Search":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._threads:
-            self._threads.shutdown()
-
-    def examine(self, files: Sequence[File]) -> list[Record | ImageError]:
+    def examine(self, files: Sequence[File]) -> Iterator[Record | ImageError]:
         """The record of each image, or what is wrong with it."""
+        for first in range(0, len(files), self.config.batch_size):
+            yield from self._examine_batch(files[first : first + self.config.batch_size])
+
+    def _examine_batch(self, files: Sequence[File]) -> list[Record | ImageError]:
         with self._timed("decode"):
             each = self._threads.map if self._threads else map
             decoded = list(each(self._decode, (path for path, _ in files)))

@@ -14,12 +14,13 @@ from pydantic import Field, field_validator, model_validator
 
 from figureground import detectors
 from figureground.config import Config, build, merge
+from figureground.data.annotation_file import annotations_name
 from figureground.data.images import decode
 from figureground.data.label_file import LabelFile
 from figureground.data.listing import ImageList
 from figureground.data.merge import MergeConfig, merge_files
 from figureground.data.merge import merge as merge_masks
-from figureground.errors import ImageError, UsageError
+from figureground.errors import ImageError, RunError, UsageError
 from figureground.stages import evaluate, predict, train
 from figureground.stages.detecting import DETECTOR_FILE, Finder, digest_of, load_detector
 from figureground.stages.environment import describe
@@ -37,7 +38,7 @@ from figureground.viewer.page import spread
 from figureground.viewer.rounds import Row, write_rounds
 
 # What the rounds fill in; set from outside it would do nothing.
-FILLED_IN_TRAIN = ("annotations", "digest", "images", "init_digest", "device")
+FILLED_IN_TRAIN = ("annotations", "digest", "images", "init_digest", "exemplars_digest", "device")
 _FILLED_IN_PREDICT = ("detector", "digest", "images", "limit", "device")
 # What may differ when a run goes on, wherever these configurations lie: how it computes and what is measured beside it.
 FREE_IN_TRAIN = ("workers", "checkpoint_every", "watch_every", "probe", "tensorboard")
@@ -64,6 +65,11 @@ class RoundsConfig(Config):
         "later rounds (CutLER: 0.7, then 0.65; that of round 3 is not stated).",
     )
     merge: MergeConfig = MergeConfig()
+    afresh: bool = Field(
+        default=False,
+        description="Each round begins with train.init, as the first training did, and not with the detector before "
+        "(CutLER: no; FreeSOLO: yes).",
+    )
     predict: PredictConfig = PredictConfig(max_detections=30)
     train: TrainConfig = TrainConfig()
 
@@ -76,7 +82,9 @@ class RoundsConfig(Config):
 
     @model_validator(mode="after")
     def _nothing_without_effect(self) -> "RoundsConfig":
-        check_filled_in(self.train, "train", (*FILLED_IN_TRAIN, "init"))
+        check_filled_in(self.train, "train", FILLED_IN_TRAIN)
+        if not self.afresh:
+            check_filled_in(self.train, "train", ("init",))
         check_filled_in(self.predict, "predict", _FILLED_IN_PREDICT)
         if self.merge.min_score != MergeConfig().min_score:
             raise ValueError("merge.min_score is set, but every round has its own: set thresholds=[0.7,0.65].")
@@ -92,6 +100,28 @@ def check_filled_in(config: Config, name: str, keys: Sequence[str]) -> None:
     for key in keys:
         if getattr(config, key) != type(config).model_fields[key].get_default():
             raise ValueError(f"{name}.{key} cannot be set: it follows from the run.")
+
+
+def settings_of_rounds(first: TrainConfig) -> dict[str, Any]:
+    """The rounds that follow a training, as a tree of :class:`RoundsConfig`: CutLER's, or of a SOLOv2 FreeSOLO's.
+
+    FreeSOLO has one round, which replaces all masks by what scores 0.3, and begins as the first training did.
+
+    Reference:
+        Wang et al., CutLER, CVPR 2023, section 3.4, and its released configurations; Wang et al., FreeSOLO, CVPR 2022,
+        section 3.4, and its released scripts.
+    """
+    train = later(first)
+    if first.detector.detector != "solov2":
+        return {"train": train.model_dump()}
+    return {
+        "rounds": 1,
+        "thresholds": (0.3,),
+        "merge": {"keep_older": False, "nms": None, "max_width": 0.95},
+        "predict": {"max_detections": 20},
+        "afresh": True,
+        "train": {**train.model_dump(), "init": first.init},
+    }
 
 
 def later(first: TrainConfig) -> TrainConfig:
@@ -330,13 +360,13 @@ def predict_step(chain: Chain, name: str, title: str, config: PredictConfig, inp
             result = predict.run(config, chain.out / name, progress=progress)
         return {"images": result.images, "instances": result.instances, "failed": result.failed}
 
-    return chain.step(name, inputs, "annotations.json", work)
+    return chain.step(name, inputs, annotations_name(config.format), work)
 
 
 def run_round(
     chain: Chain, config: RoundsConfig, number: int, photos: Photos, device: str, labels: Made, detector: Made
 ) -> tuple[Made, Made]:
-    """One round: predict, merge, train; see the module.
+    """One round: predict, merge, train.
 
     Args:
         chain: The run.
@@ -364,11 +394,18 @@ def run_round(
     def work() -> dict[str, Any]:
         merging = config.merge.replace(min_score=threshold)
         counts = merge_files(labels.path, found.path, chain.out / name / "labels.json", merging)
+        if not counts.kept + counts.added:
+            raise RunError(
+                f"Round {number} has nothing to learn from: of what was found, {counts.unsure} score less than "
+                f"{threshold:g}, and {counts.wide} are as wide as their image.",
+                "Train it longer, or lower thresholds, or keep the masks before with merge.keep_older=true.",
+            )
         return {"threshold": threshold, **asdict(counts)}
 
     merged = chain.step(name, [labels.digest, found.digest], "labels.json", work, "merge")
     title = f"Round {number}: training"
-    return merged, train_step(chain, f"{name}/train", title, config.train, merged, photos.root, device, detector)
+    before = None if config.afresh else detector
+    return merged, train_step(chain, f"{name}/train", title, config.train, merged, photos.root, device, before)
 
 
 # What there is to see and to measure.

@@ -13,6 +13,7 @@ from figureground.config import build, merge, requested
 from figureground.data.listing import list_images
 from figureground.errors import UsageError
 from figureground.stages.detecting import detector_file, digest_of, load_detector
+from figureground.stages.labels import annotations_of
 from figureground.stages.rounds import (
     FILLED_IN_TRAIN,
     FREE_IN_TRAIN,
@@ -27,12 +28,13 @@ from figureground.stages.rounds import (
     later,
     opened,
     run_round,
+    settings_of_rounds,
 )
 from figureground.stages.train import TrainConfig, settings_of
 
 # What may differ when a run goes on: where it computes, how many rounds, and where its input lies; the digests tell
 # whether that is the same.
-_FREE = ("device", "rounds", "detector", "labels", "predict.workers", *(f"train.{key}" for key in FREE_IN_TRAIN))
+_FREE = ("device", "rounds", "detector", "labels", "predict.threads", *(f"train.{key}" for key in FREE_IN_TRAIN))
 
 
 class SelfTrainConfig(RoundsConfig):
@@ -86,13 +88,13 @@ def configure(
     before = _training_of(Path(detector).expanduser()) or {}
     own = load_detector(detector).config
     if recipe is None and before:
-        first = build(TrainConfig, {key: value for key, value in before.items() if key not in _OF_A_RUN})
+        first = build(TrainConfig, {key: value for key, value in before.items() if key not in FILLED_IN_TRAIN})
     else:
         first = settings_of(recipe or "cutler_self_train", {"detector": own.detector})
-    rounds = later(first)
+    rounds = settings_of_rounds(first)
     # What it is made of follows from the weights; how it learns does not.
-    learns = rounds.detector.model_dump(include={"drop_loss": True, "rpn": {"nms": True, "train": True}})
-    training = rounds.model_dump() | {"detector": merge(own.model_dump(), learns)}
+    learns = later(first).detector.model_dump(include={"drop_loss": True, "rpn": {"nms": True, "train": True}})
+    rounds["train"]["detector"] = merge(own.model_dump(), learns)
     labels = labels or before.get("annotations")
     if before.get("images"):
         asked.setdefault("images", [before["images"]])
@@ -102,13 +104,9 @@ def configure(
                 f"{flag} is missing: {detector} does not say what it was trained with.",
                 "Example: figureground self-train runs/detector --labels runs/photos --images photos/ --out runs/own",
             )
-    file = _labels_file(Path(labels or ""))
-    tree = {"train": training, "detector": os.fspath(detector), "labels": str(file)}
+    file = annotations_of(Path(labels or ""))
+    tree = {**rounds, "detector": os.fspath(detector), "labels": str(file)}
     return build(SelfTrainConfig, merge(tree, asked))
-
-
-# Of a training's configuration: what another one has anew.
-_OF_A_RUN = (*FILLED_IN_TRAIN, "init")
 
 
 def _training_of(detector: Path) -> dict[str, Any] | None:
@@ -123,22 +121,13 @@ def _training_of(detector: Path) -> dict[str, Any] | None:
     return tree if isinstance(tree, dict) and "recipe" in tree else None
 
 
-def _labels_file(labels: Path) -> Path:
-    labels = labels.expanduser()
-    file = labels / "annotations.json" if labels.is_dir() else labels
-    if not file.is_file():
-        what = f"{labels} has no annotations.json." if labels.is_dir() else f"There are no pseudo-labels at {labels}."
-        raise UsageError(what, "Name the folder of a finished `label` run, or a COCO file.")
-    return file
-
-
 def run(config: SelfTrainConfig, out: Path, bars: Bars | None = None) -> RoundsResult:
     """Train a detector anew, round by round, on what the one before found and on the older masks that it did not find.
 
     A round predicts on the training images, keeps what scores high enough, merges it with the pseudo-labels before
-    (:mod:`figureground.data.merge`), and trains on from the weights before. Its folder is ``round-N``, with
-    ``predictions``, ``labels.json`` and ``train``. Can be killed at any time and called again: steps that are done are
-    not done again.
+    (:mod:`figureground.data.merge`) or, as FreeSOLO, puts it in their place, and trains on from the weights before or
+    afresh. Its folder is ``round-N``, with ``predictions``, ``labels.json`` and ``train``. Can be killed at any time
+    and called again: steps that are done are not done again.
 
     Args:
         config: What to do.
@@ -153,10 +142,10 @@ def run(config: SelfTrainConfig, out: Path, bars: Bars | None = None) -> RoundsR
             is writing it.
 
     Reference:
-        Wang et al., CutLER, CVPR 2023, section 3.4.
+        Wang et al., CutLER, CVPR 2023, section 3.4; Wang et al., FreeSOLO, CVPR 2022, section 3.4.
     """
     start = time.perf_counter()
-    file, labels_file = detector_file(config.detector), _labels_file(Path(config.labels))
+    file, labels_file = detector_file(config.detector), annotations_of(Path(config.labels))
     config = config.replace(detector_digest=digest_of(file), labels_digest=digest_of(labels_file))
     listed = list_images(config.images, exclude=out)
     check_labels(labels_file, listed)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from pydantic import Field, field_validator
@@ -21,6 +21,8 @@ from figureground.data.images import decode
 from figureground.data.pseudo_labels import Failures, PseudoLabelConfig, PseudoLabels
 from figureground.detectors import DetectorConfig
 from figureground.detectors.cascade_mask_rcnn import CascadeMaskRCNNConfig
+from figureground.detectors.exemplar_contrast import ExemplarContrastConfig
+from figureground.detectors.solov2 import SOLOv2
 from figureground.errors import ConfigError, ImageError
 from figureground.stages.detecting import DETECTOR_FILE, Finder, TruthProbe, TruthProbeConfig, digest_of
 from figureground.stages.detector_training import (
@@ -30,6 +32,9 @@ from figureground.stages.detector_training import (
     OptimiserConfig,
     Report,
     check_labels,
+    fit_to_embedder,
+    fit_to_labels,
+    learns_embeddings,
     load_weights,
     make_optimiser,
     rate_schedule,
@@ -37,6 +42,8 @@ from figureground.stages.detector_training import (
     weights_file,
 )
 from figureground.stages.environment import describe
+from figureground.stages.exemplar_pool import ExemplarPool, check_backbone, load_pool
+from figureground.stages.instance_embeddings import EmbedderConfig, embed_labels
 from figureground.stages.labeller import check_device
 from figureground.stages.labels import find_labels
 from figureground.stages.result import last_losses
@@ -45,6 +52,7 @@ from figureground.stages.train_recipes import RECIPES, find_recipe
 from figureground.storage import jsonlines
 from figureground.storage.atomic import make_folder, write_json
 from figureground.storage.lock import exclusive
+from figureground.storage.shards import fingerprint
 from figureground.structures import Instances
 from figureground.training.checkpoint import Position
 from figureground.training.distributed import joined, on_first, world
@@ -59,6 +67,7 @@ _FREE = (
     "annotations",
     "images",
     "init",
+    "exemplars",
     "device",
     "workers",
     "checkpoint_every",
@@ -90,6 +99,14 @@ class TrainConfig(Config):
         default=CopyPasteConfig(), description="How objects are pasted; none: they are not (CutLER: always)."
     )
     optimiser: OptimiserConfig = OptimiserConfig()
+    embedder: EmbedderConfig = EmbedderConfig()
+    exemplars: str | None = Field(
+        default=None,
+        description="Pool of `figureground exemplars` that embeddings are learned beside, too; none: they are not "
+        "(Exemplar-FreeSOLO: in self-training).",
+    )
+    exemplars_digest: str | None = Field(default=None, description="Of its pivots; filled in when it is read.")
+    exemplar: ExemplarContrastConfig = ExemplarContrastConfig()
     precision: Literal["fp32", "bf16"] = Field(
         default="bf16", description="Of most of the arithmetic (CutLER: fp16; its Mask R-CNN: fp32)."
     )
@@ -116,7 +133,7 @@ class TrainConfig(Config):
         # A run can then be gone on with from any folder.
         return os.path.abspath(os.path.expanduser(path)) if path else path
 
-    @field_validator("init")
+    @field_validator("init", "exemplars")
     @classmethod
     def _absolute_file(cls, source: str | None) -> str | None:
         return os.path.abspath(source) if source and os.path.exists(source) else source
@@ -216,6 +233,32 @@ def settings_of(recipe: str, changes: dict[str, Any]) -> TrainConfig:
     return build(TrainConfig, {**merge(tree, asked), "recipe": recipe, "detector": detector.model_dump()})
 
 
+def complete(config: TrainConfig, labels: PseudoLabels | None = None) -> TrainConfig:
+    """Settings with what follows from others: the width of embeddings and, of pseudo-labels, the categories.
+
+    Raises:
+        UsageError: If something else is set, or there is no such backbone.
+    """
+    detector = fit_to_embedder(config.detector, config.embedder)
+    if labels is not None:
+        detector = fit_to_labels(detector, labels)
+    return config.replace(detector=detector.model_dump())
+
+
+def _with_exemplars(config: TrainConfig) -> tuple[TrainConfig, ExemplarPool | None]:
+    """The pool that embeddings are learned beside, if there is one, and settings that know it."""
+    if config.exemplars is None:
+        return config, None
+    if not learns_embeddings(config.detector):
+        raise ConfigError(
+            f"exemplars is set, but {config.detector.detector} learns no embeddings to compare with them.",
+            "Add --detector solov2 --set detector.embedding_weight=4, or begin with --recipe freesolo_paper.",
+        )
+    pool = load_pool(Path(config.exemplars), world().device)
+    check_backbone(pool, config.embedder.identity())
+    return config.replace(exemplars_digest=pool.digest), pool
+
+
 def run(config: TrainConfig, out: Path, progress: Callable[[StepReport], None] = lambda _: None) -> TrainResult:
     """Learn a detector and write ``detector.safetensors``; go on where an earlier start was stopped.
 
@@ -229,9 +272,10 @@ def run(config: TrainConfig, out: Path, progress: Callable[[StepReport], None] =
         progress: Called after every step.
 
     Raises:
-        UsageError: If the pseudo-labels cannot be read, hold nothing to learn from, or are about other images.
-        ConfigError: If ``out`` holds a run with another configuration or other pseudo-labels, or the batch cannot be
-            shared.
+        UsageError: If the pseudo-labels cannot be read, hold nothing to learn from, or are about other images or
+            categories; or there is no pool of exemplars.
+        ConfigError: If ``out`` holds a run with another configuration or other pseudo-labels, the batch cannot be
+            shared, or the pool is of another backbone.
         WeightsError: If the weights to begin with cannot be had or do not fit.
         RunError: If no image can be used, the losses are not finite, the folder cannot be written, or another process
             is writing it.
@@ -248,11 +292,13 @@ def run(config: TrainConfig, out: Path, progress: Callable[[StepReport], None] =
     with joined(config.device) as here, contextlib.ExitStack() as stack:
         # First what may be refused: it leaves no folder behind.
         run_ = _Run(config)
+        config = run_.config
         if here.first:
             make_folder(out)
             stack.enter_context(exclusive(out))
         on_first(_open, config, run_, out)
         run_.report.write_to(out / "failures.jsonl")
+        run_.embed(out / "embeddings")
         fresh, began = 0, time.perf_counter()
 
         def count(report: StepReport) -> None:
@@ -306,12 +352,13 @@ class _Run:
     """The data and the model of a run, and what is done with them."""
 
     def __init__(self, config: TrainConfig) -> None:
-        self.config = config
         self.report = Report()
         self.labels = PseudoLabels(
             Path(config.annotations), Path(config.images), config.labels, self.report, config.augment.enough
         )
-        check_labels(self.labels, config.detector.categories)
+        check_labels(self.labels)
+        self.config, pool = _with_exemplars(complete(config, self.labels))
+        config = self.config
         on_gpu = world().device.startswith("cuda")
         self.examples = Examples(self.labels, config.augment, config.copy_paste, config.seed, paste_later=on_gpu)
         self.batches = batches_of(
@@ -325,11 +372,21 @@ class _Run:
         detector = detectors.create(config.detector, generator_for(config.seed, "weights"))
         if config.init is not None:
             load_weights(detector, config.init)
+        if pool is not None:
+            cast(SOLOv2, detector).contrast_with(pool.embeddings, config.exemplar)
         self.model = Learner(detector, config.ema).to(world().device)
         self.finder = Finder(self.model.best, config.precision)
         self.probe: TruthProbe | None = None
         if config.probe.truth is not None and world().first:
             self.probe = TruthProbe(config.probe, self.finder)
+
+    def embed(self, folder: Path) -> None:
+        """Describe what is learned from, where the detector learns to say what it is like."""
+        config = self.config
+        if learns_embeddings(config.detector):
+            path = folder / f"{fingerprint([str(config.digest), config.embedder.identity()])[:12]}.npy"
+            on_first(embed_labels, self.labels.file, self.labels.images, config.embedder, world().device, path)
+            self.labels.embeddings = path
 
     def train(self, out: Path, progress: Callable[[StepReport], None]) -> Position:
         config = self.config
@@ -373,7 +430,8 @@ class _Run:
         batch = self.examples.collate([self.examples(index, draw) for draw, index in enumerate(indices)])
         images, targets, _ = self.examples.paste(batch) if self.examples.paste_later else batch
         learned, found = [], []
-        for index, image, target in zip(indices, images, targets, strict=True):
+        # Of two views of each image, those that objects are pasted into stand first.
+        for index, image, target in zip(indices, images, targets, strict=False):
             name = self.labels.name(index)
             try:
                 pixels, size = decode(self.labels.images / name, self.finder.enough)

@@ -63,6 +63,28 @@ def cutler_self_train_paper(detector: str) -> dict[str, Any]:
     return {**settings, "optimiser": _optimiser(detector, rate=0.01, weight_decay=1e-4, milestones=(), gamma=1.0)}
 
 
+def freesolo(detector: str) -> dict[str, Any]:
+    """FreeSOLO as released: each image twice in a step, as it is and strongly varied with pasted objects.
+
+    Reference:
+        Wang et al., FreeSOLO, CVPR 2022, and its released configuration. Deviates: lengths of the short side are those
+        of SOLOv2's configurations; both views of an image have one scale and one flip.
+    """
+    return {
+        "augment": {"short_sides": (640, 672, 704, 736, 768, 800), "strong": {}},
+        "optimiser": _optimiser(detector, rate=0.001, weight_decay=1e-4, milestones=(), gamma=1.0, max_norm=None),
+        "precision": "fp32",
+        "steps": 30_000,
+        "workers": 4,
+    }
+
+
+def freesolo_paper(detector: str) -> dict[str, Any]:
+    """FreeSOLO as its paper tells it: semantic embeddings are learned, too; `exemplars` makes it Exemplar-FreeSOLO."""
+    embeddings = {"detector": {"embedding_weight": 4.0}} if detector == "solov2" else {}
+    return freesolo(detector) | embeddings
+
+
 def small(detector: str) -> dict[str, Any]:
     """A ResNet-18, or the transformer that `pretrain --recipe small` learns, for photographs of some 128 px on a CPU.
 
@@ -126,6 +148,7 @@ def _optimiser(detector: str, **settings: Any) -> dict[str, Any]:
     return settings
 
 
+_DENSECL = "DenseCL's ResNet-101 (densecl_r101_imagenet_200ep.pth)"
 _DINO = "DINO's ResNet-50 (dino_resnet50_pretrain.pth)"
 RECIPES: dict[str, Recipe] = {
     "cutler_cascade": Recipe(
@@ -147,6 +170,12 @@ RECIPES: dict[str, Recipe] = {
     "cutler_self_train_paper": Recipe(
         "the same at the paper's rate",
         *("cascade_mask_rcnn", cutler_self_train_paper, "the detector of the round before"),
+    ),
+    "freesolo": Recipe(
+        "SOLOv2, ResNet-101, 30,000 steps of 16 images: FreeSOLO, as released", "solov2", freesolo, _DENSECL
+    ),
+    "freesolo_paper": Recipe(
+        "the same with the paper's semantic embeddings, and Exemplar-FreeSOLO", "solov2", freesolo_paper, _DENSECL
     ),
     "small": Recipe(
         "Mask R-CNN, ResNet-18, 128 to 192 px, 6,000 steps of 8 images: small photographs on a CPU", "mask_rcnn", small

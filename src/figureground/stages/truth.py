@@ -92,6 +92,7 @@ def run(config: TruthConfig, out: Path, progress: Callable[[Progress], None] = l
         "image_root": data_set.image_root,
         "url": data_set.homepage,
         "licence": data_set.licence,
+        **({"classes": list(data_set.classes)} if data_set.classes else {}),
     }
     write_truth(out, counter.images(), info)
     failures_path = out.with_name(f"{out.name}.failures.jsonl")

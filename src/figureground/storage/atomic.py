@@ -4,11 +4,14 @@ import contextlib
 import errno
 import json
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from figureground.errors import RunError
+
+_UNFINISHED = ".tmp"
 
 
 @contextlib.contextmanager
@@ -21,16 +24,16 @@ def writing(path: Path) -> Iterator[IO[bytes]]:
     Raises:
         RunError: If the disk is full or the folder cannot be written; nothing half-written is left.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Not the process's id: on another machine that shares the folder another process has the same.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}{_UNFINISHED}")
     try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise _explained(path, error) from error
+        with explained(path):
+            with open(temporary, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            _sync_folder(path.parent)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -49,21 +52,35 @@ def write_json(path: Path, content: Any) -> None:
 
 def make_folder(path: Path) -> None:
     """Make a folder and its parents; an error says which part is in the way."""
-    try:
+    with explained(path):
         path.mkdir(parents=True, exist_ok=True)
+
+
+def discard_unfinished(folder: Path) -> None:
+    """Remove the files that kills have left half-written in a folder which nobody else is writing to."""
+    for left in folder.glob(f".*{_UNFINISHED}"):
+        with contextlib.suppress(OSError):
+            left.unlink()
+
+
+@contextlib.contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Say what it means that a file could not be written.
+
+    Raises:
+        RunError: For any :class:`OSError` of the block.
+    """
+    try:
+        yield
     except OSError as error:
-        raise _explained(path, error) from error
-
-
-def _explained(path: Path, error: OSError) -> RunError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return RunError(
-            f"The disk is full: {path} could not be written.",
-            "Free some space and run the same command again: everything finished so far is kept.",
-        )
-    return RunError(
-        f"{path} could not be written: {error.strerror or error}.", "Choose another --out, or make it writable."
-    )
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise RunError(
+                f"The disk is full: {path} could not be written.",
+                "Free some space and run the same command again: everything finished so far is kept.",
+            ) from error
+        raise RunError(
+            f"{path} could not be written: {error.strerror or error}.", "Choose another --out, or make it writable."
+        ) from error
 
 
 def _sync_folder(folder: Path) -> None:

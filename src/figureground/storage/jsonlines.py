@@ -5,12 +5,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from figureground.storage.atomic import writing
+from figureground.storage.atomic import explained, writing
 
 
 def append(path: Path, entry: dict[str, Any]) -> None:
-    """Add one line; a line cut short by an earlier kill is first brought to its end."""
-    with open(path, "ab+") as file:
+    """Add one line; a line cut short by an earlier kill is first brought to its end.
+
+    Raises:
+        RunError: If the disk is full or the file cannot be written.
+    """
+    with explained(path), open(path, "ab+") as file:
         if file.tell() > 0:
             file.seek(-1, 2)
             if file.read(1) != b"\n":

@@ -60,13 +60,13 @@ def write_page(path: Path, template: str, context: dict[str, Any]) -> Path:
 
 def about(run: Path) -> dict[str, Any]:
     """What every page says of its run: name, settings, environment, failures."""
-    failures = read_failures(run / "failures.jsonl")
+    failures, failed = read_failures(run / "failures.jsonl")
     return {
         "name": run.resolve().name,
         "settings": sections(read_json(run / "config.json") or {}),
         "environment": sections(read_json(run / "environment.json") or {}),
-        "failures": failures[:FAILURES_SHOWN],
-        "failures_left_out": max(0, len(failures) - FAILURES_SHOWN),
+        "failures": failures,
+        "failures_left_out": failed - len(failures),
     }
 
 
@@ -132,16 +132,24 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return content
 
 
-def read_failures(path: Path) -> list[tuple[str, str]]:
-    """Path and error of each image that failed; a line cut short by a kill is shown as it is."""
+def read_failures(path: Path, most: int = FAILURES_SHOWN) -> tuple[list[tuple[str, str]], int]:
+    """Path and error of the first images that failed, and how many failed in all.
+
+    A line cut short by a kill is shown as it is.
+    """
     if not path.exists():
-        return []
-    failures = []
+        return [], 0
+    failures: list[tuple[str, str]] = []
+    total = 0
     # Split at "\n" only: str.splitlines would cut a file name at U+2028.
-    for line in filter(str.strip, path.read_text("utf-8", errors="replace").split("\n")):
-        try:
-            failure = json.loads(line)
-            failures.append((str(failure["path"]), str(failure["error"])))
-        except (ValueError, KeyError, TypeError):
-            failures.append(("", line))
-    return failures
+    with open(path, encoding="utf-8", errors="replace", newline="\n") as file:
+        for line in filter(str.strip, file):
+            total += 1
+            if total > most:
+                continue
+            try:
+                failure = json.loads(line)
+                failures.append((str(failure["path"]), str(failure["error"])))
+            except (ValueError, KeyError, TypeError):
+                failures.append(("", line.rstrip("\n")))
+    return failures, total

@@ -115,7 +115,7 @@ function describe(image, instance) {
   const pixels = (length, axis) => Math.round((length * image.size[axis]) / [width, height][axis]);
   return {
     score: instance.score === null ? "–" : instance.score.toFixed(2),
-    area: `${percent(instance.share)} of the image`,
+    area: `${instance.kind ? `${instance.kind} · ` : ""}${percent(instance.share)} of the image`,
     box: `${pixels(box[2], 0)} × ${pixels(box[3], 1)} px`,
   };
 }

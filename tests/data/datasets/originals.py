@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.io
 from PIL import Image
 
 from figureground.data.datasets.builders import open_source
@@ -159,6 +160,60 @@ def _coco20k(root: Path) -> None:
     put(root / "coco_20k_filenames.txt", "".join(f"{name}\n" for name in names))
 
 
+def put_map(path: Path, numbers: np.ndarray) -> Path:
+    """A class map as VOC writes it: a PNG with a palette."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(numbers.astype(np.uint8))
+    image.putpalette([value for number in range(256) for value in (number, 0, 255 - number)])
+    image.save(path)
+    return path
+
+
+def put_sbd(path: Path, numbers: np.ndarray) -> Path:
+    """A truth of SBD: one MATLAB structure."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scipy.io.savemat(path, {"GTcls": {"Segmentation": numbers.astype(np.uint8), "CategoriesPresent": [12]}})
+    return path
+
+
+def put_stuff_categories(root: Path) -> None:
+    """The categories of COCO's two files, few enough; each supercategory has one."""
+    names = find("cocostuff27_val").classes
+    things = [{"id": number, "name": name, "supercategory": name} for number, name in enumerate(names[:12], start=1)]
+    stuff = [{"id": 100 + at, "name": f"{name}-1", "supercategory": name} for at, name in enumerate(names[12:])]
+    other = {"id": 183, "name": "other", "supercategory": "other"}
+    put_coco(root / "annotations/instances_val2017.json", [], [], things)
+    put_coco(root / "annotations/stuff_val2017.json", [], [], [*stuff, other])
+
+
+def _voc_classes(root: Path, part: str) -> None:
+    for name in ("2007_000033", "2007_000042"):
+        put_image(root / f"JPEGImages/{name}.jpg")
+    if part != "trainaug":
+        put(root / f"ImageSets/Segmentation/{part}.txt", "2007_000033\n2007_000042\n")
+        for name in ("2007_000033", "2007_000042"):
+            put_map(root / f"SegmentationClass/{name}.png", SQUARE * 12)
+        return
+    sbd = root / "benchmark_RELEASE/dataset"
+    put(root / "ImageSets/Segmentation/train.txt", "2007_000033\n")
+    put(root / "ImageSets/Segmentation/val.txt", "2007_000061\n")
+    put(sbd / "train.txt", "2007_000042\n2007_000033\n")
+    put(sbd / "val.txt", "2007_000061\n")
+    put_map(root / "SegmentationClass/2007_000033.png", SQUARE * 12)
+    put_sbd(sbd / "cls/2007_000042.mat", SQUARE * 12)
+
+
+def _coco_stuff(root: Path, part: str, curated: str = "") -> None:
+    put_stuff_categories(root)
+    names = [Path(name).stem for name in _NAMES]
+    for name in names:
+        put_image(root / part / f"{name}.jpg")
+        put_mask(root / f"stuffthingmaps/{part}/{name}.png", np.where(SQUARE, 3, 255))
+    if curated:
+        put(root / curated, "".join(f"{name}\n" for name in names))
+
+
+_CURATED = "curated/{}/Coco164kFull_Stuff_Coarse_7.txt"
 _NAMES = ["000000000009.jpg", "000000000025.jpg"]
 _O365 = ["images/v1/patch0/objects365_v1_1.jpg", "images/v2/patch16/objects365_v2_2.jpg"]
 # Each has two images with one object: a square in the middle, as `SQUARE`.
@@ -182,4 +237,10 @@ WRITERS: dict[str, Callable[[Path], None]] = {
     "dut_omron": lambda root: _saliency(root, "DUT-OMRON-image", "pixelwiseGT-new-PNG"),
     "davis2016_val": lambda root: _davis(root, "val"),
     "davis2016_trainval": lambda root: _davis(root, "trainval"),
+    "voc12_classes_val": lambda root: _voc_classes(root, "val"),
+    "voc12_classes_train": lambda root: _voc_classes(root, "train"),
+    "voc12_classes_trainaug": lambda root: _voc_classes(root, "trainaug"),
+    "cocostuff27_val": lambda root: _coco_stuff(root, "val2017"),
+    "cocostuff27_val_curated": lambda root: _coco_stuff(root, "val2017", _CURATED.format("val2017")),
+    "cocostuff27_train_curated": lambda root: _coco_stuff(root, "train2017", _CURATED.format("train2017")),
 }

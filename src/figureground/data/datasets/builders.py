@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from figureground.data.datasets import coco, davis, kitti, lvis, objects365, openimages, saliency_masks, voc
+from figureground.data.datasets import class_maps, coco, davis, kitti, lvis, objects365, openimages, saliency_masks, voc
 from figureground.data.datasets.catalogue import DataSet, Format, check_layout
 from figureground.data.datasets.source import Source
 from figureground.errors import UsageError
@@ -18,6 +18,8 @@ BUILDERS: dict[Format, Callable[[DataSet, Path], Source]] = {
     "openimages": openimages.build,
     "saliency_masks": saliency_masks.build,
     "davis": davis.build,
+    "voc_classes": class_maps.build_voc,
+    "coco_stuff": class_maps.build_coco_stuff,
 }
 
 

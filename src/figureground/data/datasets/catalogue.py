@@ -13,7 +13,18 @@ from typing import Literal
 
 from figureground.errors import UsageError
 
-Format = Literal["coco", "lvis", "objects365", "voc", "kitti", "openimages", "saliency_masks", "davis"]
+Format = Literal[
+    "coco",
+    "lvis",
+    "objects365",
+    "voc",
+    "kitti",
+    "openimages",
+    "saliency_masks",
+    "davis",
+    "voc_classes",
+    "coco_stuff",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +44,7 @@ class DataSet:
         published_images: Quoted.
         licence: Its terms, in a sentence.
         homepage: Where to get it.
+        classes: Of a set whose every pixel has one, their names by number; else none.
         notes: What to know about numbers on it.
     """
 
@@ -48,6 +60,7 @@ class DataSet:
     published_images: int
     licence: str
     homepage: str
+    classes: tuple[str, ...] = ()
     notes: str = ""
 
     @property
@@ -65,6 +78,7 @@ _BOX_AP = "class-agnostic box AP and AR, zero-shot"
 _MASK_AP = "class-agnostic box and mask AP and AR, zero-shot"
 _CORLOC = "CorLoc (single-object discovery)"
 _SALIENCY = "foreground IoU, accuracy, max-F"
+_SEMANTIC = "mIoU of classes"
 
 _FLICKR = "images from Flickr under its terms of use"
 _COCO_TERMS = f"Annotations CC BY 4.0; {_FLICKR}, many of them non-commercial."
@@ -165,6 +179,77 @@ def _davis(part: str, images: int) -> DataSet:
         licence="Published for research; the terms are on its page.",
         homepage="https://davischallenge.org/davis2016/code.html",
         notes="ROOT is the folder DAVIS. Frames of 480p; anything not black is foreground.",
+    )
+
+
+_VOC_CLASSES = (
+    "background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person "
+    "pottedplant sheep sofa train tvmonitor"
+)
+# COCO-Stuff's supercategories: of things, then of stuff.
+_STUFF_CLASSES = (
+    "person vehicle outdoor animal accessory sports kitchen food furniture electronic appliance indoor textile "
+    "building raw-material furniture-stuff floor plant food-stuff ground structural water wall window ceiling sky "
+    "solid"
+)
+
+
+def _voc_classes(part: str, images: int) -> DataSet:
+    sets, sbd = "ImageSets/Segmentation", "benchmark_RELEASE/dataset"
+    augmented = part == "trainaug"
+    return DataSet(
+        name=f"voc12_classes_{part}",
+        title=f"PASCAL VOC 2012 segmentation, {part}",
+        measures=f"{_SEMANTIC}{', to learn from' if part != 'val' else ''}",
+        format="voc_classes",
+        annotations=("SegmentationClass", f"{sbd}/cls") if augmented else ("SegmentationClass",),
+        images=("JPEGImages",),
+        lists=(f"{sets}/train.txt", f"{sets}/val.txt", f"{sbd}/train.txt", f"{sbd}/val.txt")
+        if augmented
+        else (f"{sets}/{part}.txt",),
+        example="JPEGImages/2007_000033.jpg",
+        masks=True,
+        published_images=images,
+        licence=_VOC_TERMS,
+        homepage="http://host.robots.ox.ac.uk/pascal/VOC/voc2012/",
+        classes=tuple(_VOC_CLASSES.split()),
+        notes="ROOT is VOCdevkit/VOC2012. The border, 255, becomes a crowd region."
+        + (
+            " SBD's benchmark.tgz, of http://home.bharathh.info/pubs/codes/SBD/download.html, is unpacked in ROOT; "
+            "trainaug is VOC's train and all of SBD without VOC's val."
+            if augmented
+            else ""
+        ),
+    )
+
+
+def _coco_stuff(name: str, part: str, images: int, curated: str = "") -> DataSet:
+    return DataSet(
+        name=name,
+        title=f"COCO-Stuff {part} by 27 coarse classes{', curated' if curated else ''}",
+        measures=f"{_SEMANTIC}{', to learn from' if part == 'train2017' else ''}",
+        format="coco_stuff",
+        annotations=(
+            f"stuffthingmaps/{part}",
+            "annotations/instances_val2017.json",
+            "annotations/stuff_val2017.json",
+        ),
+        images=(part,),
+        lists=(curated,) if curated else (),
+        example=f"{part}/000000000{'139' if part == 'val2017' else '009'}.jpg",
+        masks=True,
+        published_images=images,
+        licence=_COCO_TERMS,
+        homepage="https://github.com/nightrome/cocostuff",
+        classes=tuple(_STUFF_CLASSES.split()),
+        notes="The pixel maps (stuffthingmaps_trainval2017.zip) go to ROOT/stuffthingmaps; the classes of the "
+        "categories are read from COCO's own files. There is no background; unlabelled pixels do not count."
+        + (
+            " The list, one image a line, is an input that you have: IIC and PiCIE measure on it. The number of "
+            "images is that of the papers."
+            if curated
+            else ""
+        ),
     )
 
 
@@ -279,6 +364,14 @@ DATA_SETS: dict[str, DataSet] = {
         ),
         _davis("val", 1376),
         _davis("trainval", 3455),
+        _voc_classes("val", 1449),
+        _voc_classes("train", 1464),
+        _voc_classes("trainaug", 10582),
+        _coco_stuff("cocostuff27_val", "val2017", 5000),
+        _coco_stuff("cocostuff27_val_curated", "val2017", 2175, "curated/val2017/Coco164kFull_Stuff_Coarse_7.txt"),
+        _coco_stuff(
+            "cocostuff27_train_curated", "train2017", 49629, "curated/train2017/Coco164kFull_Stuff_Coarse_7.txt"
+        ),
     )
 }
 

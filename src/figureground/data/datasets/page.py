@@ -2,6 +2,9 @@
 
 from figureground.data.datasets.catalogue import DATA_SETS, DataSet
 
+# Formats of one file.
+_FILES = {"voc_classes": "class_maps", "coco_stuff": "class_maps"}
+
 
 def to_markdown() -> str:
     """A table of all data sets, then each with its layout, terms and notes."""
@@ -25,7 +28,7 @@ def _section(row: DataSet) -> list[str]:
         "",
         f"### {row.name}",
         "",
-        f"{row.title}. Format: `{row.format}.py`. From <{row.homepage}>.",
+        f"{row.title}. Format: `{_FILES.get(row.format, row.format)}.py`. From <{row.homepage}>.",
         *(["", row.notes] if row.notes else []),
         "",
         "```text",
@@ -35,4 +38,6 @@ def _section(row: DataSet) -> list[str]:
 
 
 def _truth(row: DataSet) -> str:
+    if row.classes:
+        return f"{len(row.classes)} classes of pixels"
     return "masks and boxes" if row.masks else "boxes"
