@@ -3,7 +3,7 @@
     python -m benchmarks.scale --measure      # bytes an image on the photographs of coco128: results/bench/output.csv
     python -m benchmarks.scale                # renders the tables of docs/scale.md from results/bench/
 
-Rates are those of `results/bench/`: label.csv, published.csv, and accelerator.csv where an accelerator has been at hand.
+Rates are those of `results/bench/`: label.csv, published.csv, and accelerator.csv where an accelerator was at hand.
 """
 
 import argparse

@@ -16,7 +16,7 @@ def test_the_accelerator_is_measured_from_files_to_records() -> None:
     [line] = bench_accelerator.main(words.split())
     assert (line["images"], line["device"]) == (2, "cpu")
     assert 0 < line["share_of_bare"] < 1
-    assert {"decode_ms", "resize_ms", "features_ms", "propose_ms", "refine_ms", "write_ms"} <= line.keys()
+    assert {"decode_ms", "features_ms", "propose_ms", "refine_ms", "write_ms"} <= line.keys()
     assert line["masks"] > 0
     assert line["iou_mean"] >= 0.99
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from figureground.backbones import find, load, own
+from figureground.backbones import find, own
 from figureground.backbones.vit import define
 from figureground.backbones.weights import fill
 from figureground.errors import WeightsError

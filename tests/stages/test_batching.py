@@ -97,7 +97,7 @@ def test_batches_of_one_give_the_same_bytes(photos: Path, tmp_path: Path) -> Non
     for name, more in (("unset", []), ("one", ["batch_size=1"]), ("three", ["batch_size=3"])):
         result = run(configure([str(photos)], assignments=[*settings, *more]), tmp_path / name)
         assert (result.images, result.failed) == (6, 1)
-        assert {"decode", "resize", "features", "propose", "refine", "write"} <= result.stage_seconds.keys()
+        assert {"decode", "features", "propose", "refine", "write"} <= result.stage_seconds.keys()
     unset, one, three = ((tmp_path / name / "annotations.json").read_bytes() for name in ("unset", "one", "three"))
     assert unset == one
     expected, found = (json.loads(text)["annotations"] for text in (one, three))

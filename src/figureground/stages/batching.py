@@ -1,12 +1,9 @@
 """The images of a shard in batches: decoded ahead, looked at together, written down while the next batch runs."""
 
 import os
-import threading
-import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +52,6 @@ class _Shard:
         # One thread each for torch too: a mask is resized faster than a team of threads is called together.
         self._readers = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
         self._writers = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
-        self._lock = threading.Lock()
         self._sizes: dict[int, Size] = {}
         # By place in the shard: what waits for its batch, and what has been made.
         self._waiting: dict[tuple[int, ...], dict[int, torch.Tensor]] = {}
@@ -109,24 +105,14 @@ class _Shard:
         return made if isinstance(made, ImageError) else made.result()
 
     def _read(self, path: Path) -> tuple[np.ndarray, Size]:
-        with self._timed("decode"):
+        with self._labeller.timed("decode", on_device=False):
             return decode(path, enough=self._labeller.fitted_size)
 
     def _write(self, index: int, found: Instances) -> Record:
-        with self._timed("write"):
+        with self._labeller.timed("write", on_device=False):
             parts = self._labeller.method.PARTS
             record = annotate(self._files[index][1], self._sizes.pop(index), found, parts=parts)
             return {**record, "instances": len(record["annotations"])}
-
-    @contextmanager
-    def _timed(self, part: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            with self._lock:
-                seconds = self._labeller.seconds
-                seconds[part] = seconds.get(part, 0.0) + time.perf_counter() - start
 
 
 def _is_ready(made: Future[Record] | ImageError) -> bool:

@@ -1,6 +1,7 @@
 """One image to its instances: backbone, discovery method and refinement put together."""
 
 import os
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -192,6 +193,7 @@ class Labeller:
         self.method = create(config.method, config.preset, **getattr(config, config.method).model_dump())
         self.method.check_backbone(self.backbone.name, choice.features, self.backbone.patch_size, self.backbone.width)
         self.seconds: dict[str, float] = {}
+        self._lock = threading.Lock()
 
     @property
     def batch_size(self) -> int:
@@ -240,9 +242,10 @@ class Labeller:
     def fit(self, pixels: UInt8[np.ndarray, "H W 3"], size: tuple[int, int]) -> UInt8[torch.Tensor, "h w 3"]:
         """An image at the size at which it is looked at, on the device, which resizes it; arguments as of a call."""
         fitted = self.fitted_size(size)
-        with self.timed("resize"):
-            if self.config.device == "cpu":
+        if self.config.device == "cpu":
+            with self.timed("decode"):
                 return torch.from_numpy(np.array(resize_image(pixels, fitted)))
+        with self.timed("resize"):
             shrunk = torch.from_numpy(np.array(shrink(Image.fromarray(pixels), fitted)))
             return resize_on_device(shrunk.to(self.config.device), fitted)
 
@@ -298,15 +301,21 @@ class Labeller:
             return [_chosen(one, own, chosen) for one, own, chosen in kept]
 
     @contextmanager
-    def timed(self, part: str) -> Iterator[None]:
-        """Add the time of a block to ``seconds[part]``."""
+    def timed(self, part: str, *, on_device: bool = True) -> Iterator[None]:
+        """Add the time of a block to ``seconds[part]``; any thread may.
+
+        Args:
+            part: Of the work.
+            on_device: Whether the block is over only when the device has done what it was told.
+        """
         start = time.perf_counter()
         try:
             yield
         finally:
-            if self.config.device != "cpu":
+            if on_device and self.config.device != "cpu":
                 torch.cuda.synchronize(self.config.device)
-            self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
+            with self._lock:
+                self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
 
 
 def label(
