@@ -1,6 +1,6 @@
 """Break runs in every way that can be thought of, go on with them, and compare the bytes with an undisturbed run.
 
-python -m benchmarks.prove_faults              # about five minutes; Linux, Ray, and the right to mount a tmpfs:
+python -m benchmarks.prove_faults [FAULT ...]      # all; needs Linux, Ray, and the right to mount a tmpfs:
 unshare --map-root-user --mount python -m benchmarks.prove_faults     # where this user has it not
 """
 
@@ -23,8 +23,8 @@ from benchmarks.prove_kill import draw_photos
 from figureground.storage import jsonlines
 
 _IMAGES, _SHARD = 80, 2
-_PATIENCE_S = 180
-_DEADLY = ("007.jpg", "008.jpg", "060.jpg")
+_PATIENCE_S = 300
+_DEADLY = ("008.jpg", "009.jpg", "060.jpg")
 # What every Python process of a run does first, where PYTHONPATH says so: a real segmentation fault, or the kernel's
 # kill, when a certain file is opened; or a clock that jumps by years at every look.
 _POISON = f"""
@@ -51,6 +51,7 @@ class Lab:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.faults, self._runs = folder, 0, 0
+        self._started: list[subprocess.Popen[str]] = []
         draw_photos(folder / "photos", _IMAGES, random.Random(0))
         self.calm = folder / "calm"
         _expect(self.start(self.calm), 3)
@@ -73,10 +74,23 @@ class Lab:
             environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(path), os.environ.get("PYTHONPATH")]))
         pipe = subprocess.PIPE
         # A session of its own: what is sent to its group, as a terminal does, reaches its processes and no other.
-        return subprocess.Popen(
-            command, env=environment, stdout=pipe, stderr=pipe, stdin=subprocess.DEVNULL, text=True,
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdout=pipe,
+            stderr=pipe,
+            stdin=subprocess.DEVNULL,
+            text=True,
             start_new_session=True,
-        )  # fmt: skip
+        )
+        self._started.append(process)
+        return process
+
+    def end(self) -> None:
+        """End what still runs, after a failure."""
+        for process in self._started:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
 
     def await_shards(self, process: subprocess.Popen[str], out: Path, count: int) -> None:
         """Wait until so many shards are done, while it runs."""
@@ -299,8 +313,11 @@ def main() -> None:
     chosen = [fault for fault in FAULTS if not sys.argv[1:] or fault.__name__ in sys.argv[1:]]
     with tempfile.TemporaryDirectory() as name:
         lab = Lab(Path(name))
-        for fault in chosen:
-            fault(lab)
+        try:
+            for fault in chosen:
+                fault(lab)
+        finally:
+            lab.end()
     print(f"{time.monotonic() - start:.0f} s")
     print(f"{lab.faults} faults, 0 images lost, 0 duplicated, same bytes")
 

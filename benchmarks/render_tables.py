@@ -71,7 +71,8 @@ def embedded() -> str:
         for measure in measures:
             # A row's differences are to the first method, which is the one with it.
             low, high = (-float(without[f"{measure}_difference_{end}"]) for end in ("high", "low"))
-            difference = f"{float(learned[measure]) - float(without[measure]):+.1f} [{low:.1f}, {high:.1f}]"
+            change = float(learned[measure]) - float(without[measure])
+            difference = f"{change:+.1f} [{round(low, 1) + 0:.1f}, {round(high, 1) + 0:.1f}]"
             intervals = (_interval(learned, measure), _interval(without, measure))
             lines.append([name, _MEASURES[measure], *intervals, difference])
     return _table(head, lines, rows)

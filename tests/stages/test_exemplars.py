@@ -320,12 +320,13 @@ class TestChangedByAPerson:
         # Reading changes nothing.
         assert (out / "pool.json").read_bytes() == before
         expected = embed_cutout(pool.make_embedder(), *read_cutout(content))
-        np.testing.assert_allclose(pool.embeddings[3], expected, atol=1e-6)
+        np.testing.assert_allclose(pool.embeddings[3], expected, atol=2e-3)
         result = choose(pictures)
         assert (result.exemplars, result.added, result.removed) == (5, 1, 1)
         assert "1 added, 1 removed by hand" in result.report.read_text()
-        # Now it is known, to half precision.
-        torch.testing.assert_close(load_pool(out).embeddings, pool.embeddings, atol=2e-3, rtol=0)
+        # Now it is known, and the pool the same: a training that has begun with it goes on.
+        assert len((out / "pool.json").read_bytes()) > len(before)
+        assert load_pool(out).digest == pool.digest
 
     def test_crops_give_what_their_photographs_gave(self) -> None:
         """A cut-out that a person moves to another pool is the same exemplar there."""

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from figureground import detectors
 from figureground.errors import ConfigError, RunError, UsageError
 from figureground.stages import predict as predict_stage
 from figureground.stages import train as train_stage
-from figureground.stages.rounds import Bars, RoundsConfig, later
+from figureground.stages.rounds import Bars, Chain, Made, RoundsConfig, later, train_step
 from figureground.stages.self_train import SelfTrainConfig, configure, run
 from figureground.stages.train import TrainConfig, settings_of
 from tests.stages.labelled import edit, write_labelled
@@ -293,3 +294,21 @@ class TestInput:
         assert result.failed == 1
         [line] = (tmp_path / "run" / "failures.jsonl").read_text().splitlines()
         assert json.loads(line)["path"] == "001.png"
+
+
+def test_a_pool_that_was_changed_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training that is done is begun again, and then says what differs."""
+    pools, trained = ["a", "a", "b"], []
+
+    def train(config: TrainConfig, out: Path, progress: Any) -> Any:
+        trained.append(config.exemplars)
+        out.mkdir(exist_ok=True)
+        (out / "detector.safetensors").write_bytes(b"weights")
+        return SimpleNamespace(images=1, steps=1, losses={}, measured={})
+
+    monkeypatch.setattr("figureground.stages.rounds.load_pool", lambda *_: SimpleNamespace(digest=pools.pop(0)))
+    monkeypatch.setattr("figureground.stages.rounds.train.run", train)
+    config = TrainConfig(exemplars="pool")
+    for times in (1, 1, 2):
+        train_step(Chain(tmp_path, Bars()), "train", "", config, Made(tmp_path, "labels"), tmp_path, "cpu", None)
+        assert len(trained) == times

@@ -17,8 +17,8 @@ from figureground.errors import ConfigError, RunError, UsageError
 from figureground.evaluation.semantic_miou import confusion_matrix
 from figureground.segmenters import checkpoint
 from figureground.segmenters.maskcontrast import Segmenter, SegmenterConfig, TransformerConfig
-from figureground.stages.semantic_cluster import SemanticClusterResult, configure, run
-from figureground.stages.semantic_features import Embedder
+from figureground.stages.semantic_cluster import SemanticClusterResult, _projected, configure, run
+from figureground.stages.semantic_features import Embedder, find_photographs
 from tests.reference import semantic as slow
 from tests.stages.kinds import SIZE, write_kinds
 from tests.stages.labelled import edit
@@ -208,7 +208,34 @@ def test_bad_input(scenes: Path, tmp_path: Path) -> None:
         cluster(scenes, tmp_path / "b", "foreground=masks", val_masks=None)
     with pytest.raises(UsageError, match="has no mask"):
         cluster(scenes, tmp_path / "b", train=[empty_run(tmp_path)])
+    # What would be asked for and not looked at.
+    with pytest.raises(ConfigError, match=r"Masks of a run are given, but the foreground is `label`"):
+        cluster(scenes, tmp_path / "b", "foreground=label")
+    with pytest.raises(ConfigError, match=r"Masks of a run are given, but the foreground is `saliency`"):
+        cluster(scenes, tmp_path / "b", backbone=None, model=str(tmp_path))
+    with pytest.raises(ConfigError, match=r"label\.\* is set, but the foreground is not `label`"):
+        cluster(scenes, tmp_path / "b", "label.method=centred_box", train_masks=str(scenes / "train/run"))
     assert not (tmp_path / "b").exists()
+
+
+def test_whitening_leaves_out_directions_that_no_vector_has() -> None:
+    """Ten vectors span nine directions around their mean; the noise in a tenth would drown all that is measured."""
+    vectors = np.random.default_rng(0).normal(size=(15, 32))
+    fitted, measured = _projected(vectors[:10], vectors[10:], 32)
+    assert fitted.shape == (10, 9)
+    assert np.abs(measured).max() < 10
+    alone, others = _projected(vectors[:1], vectors[1:], 32)
+    assert np.isfinite(alone).all()
+    assert len(others) == 14
+
+
+def test_the_images_of_a_truth_can_be_elsewhere(scenes: Path, tmp_path: Path) -> None:
+    """As those of a run can."""
+    (tmp_path / "elsewhere").mkdir()
+    for picture in (scenes / "train/truth/images").iterdir():
+        (tmp_path / "elsewhere" / picture.name).write_bytes(picture.read_bytes())
+    found = find_photographs([str(scenes / "train/truth")], str(tmp_path / "elsewhere"), tmp_path / "out")
+    assert found.images.root == tmp_path / "elsewhere"
 
 
 def empty_run(folder: Path) -> str:

@@ -313,6 +313,15 @@ class TestFirstWeights:
         with pytest.raises(ConfigError, match="init_digest: "):
             run(light(labelled, *STILL), begun.out)
 
+    def test_of_a_name(self, labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A name has no digest: a run that goes on cannot have begun with another one."""
+        monkeypatch.setattr("figureground.stages.train.load_weights", lambda *_: None)
+        out = run(light(labelled, "steps=1", init="dino_resnet50"), tmp_path / "run").out
+        assert run(light(labelled, "steps=1", init="dino_resnet50"), out).resumed == 1
+        for other in ("densecl_resnet50", None):
+            with pytest.raises(ConfigError, match="init: "):
+                run(light(labelled, "steps=1", init=other), out)
+
     def test_of_a_backbone(self, labelled: Path, tmp_path: Path) -> None:
         from safetensors.torch import save_file
 

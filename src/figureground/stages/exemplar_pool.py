@@ -23,7 +23,7 @@ from figureground.data.resize import resize_image
 from figureground.errors import ConfigError, ImageError, UsageError
 from figureground.ops.rle import encode
 from figureground.stages.detecting import digest_of
-from figureground.stages.instance_features import InstanceEmbedder, View, unpack
+from figureground.stages.instance_features import InstanceEmbedder, View, pack, unpack
 from figureground.stages.labeller import BackboneConfig
 from figureground.storage.shards import fingerprint
 
@@ -215,7 +215,9 @@ def read_exemplars(
         try:
             content = _read(folder / name)
             digest = hashlib.sha256(content).hexdigest()
-            vector = unpack(known[digest]["vector"], 1)[0] if digest in known else look(*read_cutout(content))
+            # Rounded either way: a pool stays what it is when the vectors of pictures that were added become known.
+            packed = known[digest]["vector"] if digest in known else pack(look(*read_cutout(content))[None])
+            [vector] = unpack(packed, 1)
         except ImageError as error:
             skipped.append((f"{PICTURES}/{name}", error.message))
             continue

@@ -24,6 +24,7 @@ from figureground.errors import ImageError, RunError, UsageError
 from figureground.stages import evaluate, predict, train
 from figureground.stages.detecting import DETECTOR_FILE, Finder, digest_of, load_detector
 from figureground.stages.environment import describe
+from figureground.stages.exemplar_pool import load_pool
 from figureground.stages.labeller import check_device
 from figureground.stages.predict import PredictConfig
 from figureground.stages.result import Progress
@@ -349,7 +350,11 @@ def train_step(
             result = train.run(config, chain.out / name, progress)
         return {"images": result.images, "steps": result.steps, "losses": result.losses, "measured": result.measured}
 
-    return chain.step(name, [labels.digest, init.digest if init else ""], DETECTOR_FILE, work)
+    inputs = [labels.digest, init.digest if init else ""]
+    if config.exemplars is not None:
+        # A pool that a person has changed since is another one.
+        inputs.append(load_pool(Path(config.exemplars), device).digest)
+    return chain.step(name, inputs, DETECTOR_FILE, work)
 
 
 def predict_step(chain: Chain, name: str, title: str, config: PredictConfig, inputs: Sequence[str]) -> Made:

@@ -47,7 +47,7 @@ from figureground.stages.semantic_report import (
     write_page,
     write_result,
 )
-from figureground.stages.semantic_segments import SegmentConfig, Segmenting, gather_segments
+from figureground.stages.semantic_segments import SegmentConfig, Segmenting, gather_segments, resolve_foreground
 from figureground.stages.sharding import Sweep
 
 
@@ -185,7 +185,8 @@ def run(
     sides: dict[Side, Any] = {"val": (truth.images, partial(Segmenting, side="val", counted=True))}
     if fits:
         photographs = find_photographs(config.train, config.train_images, out)
-        if config.train_masks is None and photographs.run is not None:
+        given = photographs.run is not None and config.train_masks is None
+        if given and resolve_foreground(config, has_run=True) == "masks":
             config = config.replace(train_masks=str(photographs.run))
         sides = {"train": (photographs.images, partial(Segmenting, side="train", counted=False)), **sides}
     config, looks = prepare_looks(config, sides, runner)
@@ -382,9 +383,10 @@ def _projected(
     fitted: Float[np.ndarray, "N D"], measured: Float[np.ndarray, "M D"], components: int | None
 ) -> tuple[Float[np.ndarray, "N P"], Float[np.ndarray, "M P"]]:
     """Both on the whitened principal components of the first, where so wanted."""
-    if components is None or not len(fitted):
+    # So many vectors differ from their mean in one direction less; whitening would blow up the noise of the last.
+    if components is None or len(fitted) < 2:
         return fitted, measured
-    means = PCA(min(components, *fitted.shape), whiten=True, svd_solver="full").fit(fitted)
+    means = PCA(min(components, len(fitted) - 1, fitted.shape[1]), whiten=True, svd_solver="full").fit(fitted)
     return means.transform(fitted), means.transform(measured) if len(measured) else measured
 
 

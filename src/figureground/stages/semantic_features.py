@@ -200,7 +200,7 @@ def find_photographs(inputs: Sequence[str], folder: str | None, exclude: Path) -
 
     Args:
         inputs: A run's folder, a COCO file, a folder with classes.json; or files and folders.
-        folder: Where the images of a run are, if it does not say.
+        folder: Where the images of a run or a truth are, if it does not say.
         exclude: A folder to leave out: the run's own.
 
     Raises:
@@ -209,7 +209,7 @@ def find_photographs(inputs: Sequence[str], folder: str | None, exclude: Path) -
     if len(inputs) == 1:
         path = Path(inputs[0]).expanduser()
         if (path / "classes.json").is_file():
-            return Photographs(open_semantic_truth(path).images, None)
+            return Photographs(open_semantic_truth(path, Path(folder) if folder else None).images, None)
         if find_annotations(path) is not None or (path.suffix in (".json", ".parquet") and path.is_file()):
             file, root = find_labels(path, [folder] if folder else [])
             names = tuple(image["file_name"] for image in LabelFile(file))

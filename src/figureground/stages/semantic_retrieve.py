@@ -1,5 +1,6 @@
 """`figureground semantic retrieve`: each segment gets the class of its nearest neighbour among labelled ones."""
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -65,10 +66,10 @@ class SemanticRetrieveConfig(SegmentConfig):
     shown: int = Field(default=8, ge=1, le=50, description="Neighbours of each on the page.")
     pictures: int = Field(default=24, ge=0, le=1000, description="Images on the page.")
 
-    @field_validator("train")
+    @field_validator("train", "train_images")
     @classmethod
-    def _absolute_train(cls, path: str) -> str:
-        return str(Path(path).expanduser().absolute()) if path else path
+    def _absolute_train(cls, path: str | None) -> str | None:
+        return os.path.abspath(os.path.expanduser(path)) if path else path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -71,7 +71,11 @@ class SegmentConfig(SemanticConfig):
     def _foreground_is_there(self) -> "SegmentConfig":
         if self.foreground == "saliency" and self.model is None:
             raise ValueError("foreground=saliency needs a MODEL; a backbone knows no saliency.")
-        if self.label is not None and (self.foreground or ("saliency" if self.model else "label")) != "label":
+        chosen = self.foreground or ("saliency" if self.model is not None else None)
+        runs = (self.train_masks, self.val_masks)
+        if chosen in ("saliency", "label") and any(runs):
+            raise ValueError(f"Masks of a run are given, but the foreground is `{chosen}`. Add --set foreground=masks.")
+        if self.label is not None and (chosen or ("masks" if all(runs) else "label")) != "label":
             raise ValueError("label.* is set, but the foreground is not `label`. Add --set foreground=label.")
         return self
 

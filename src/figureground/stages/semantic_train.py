@@ -57,7 +57,6 @@ _GIB = 2**30
 _FREE = (
     "annotations",
     "images",
-    "init",
     "device",
     "memory_gib",
     "workers",
@@ -307,7 +306,8 @@ def run(
 
 def _open(config: SemanticTrainConfig, proposals: MaskProposals, out: Path) -> None:
     """Compare with what the folder holds, and write what this start is."""
-    check_config(config, out / "config.json", _FREE)
+    # Of weights that a name says there is no digest: the name may not differ.
+    check_config(config, out / "config.json", _FREE if config.init_digest is None else (*_FREE, "init"))
     write_json(out / "config.json", config.model_dump(mode="json"))
     write_json(out / "environment.json", {**describe(world().device), "processes": world().size})
     # Made once, before several processes add to it.
@@ -383,7 +383,12 @@ class _Learning:
         batched = partial(batches_of, count=count, batch_size=config.batch_size, seed=config.seed)
         if count * config.store_side**2 * config.pairs.channels > config.memory_gib * _GIB:
             return batched(_Example(self.proposals), workers=config.workers, collate=_stack)
-        held = _stack([self.proposals.example(index) for index in range(count)])
+        # In place: a list that is stacked would need the memory twice.
+        shape = count, config.store_side, config.store_side, config.pairs.channels
+        held = torch.empty(shape, dtype=torch.uint8), torch.empty(count)
+        for index in range(count):
+            square, held[1][index] = self.proposals.example(index)
+            held[0][index] = torch.from_numpy(square)
         places = batched(lambda index, draw: index, collate=torch.tensor)
 
         def chosen(step: int) -> Iterator[Batch]:

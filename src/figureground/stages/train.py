@@ -66,7 +66,6 @@ from figureground.viewer import Picture, write_training
 _FREE = (
     "annotations",
     "images",
-    "init",
     "exemplars",
     "device",
     "workers",
@@ -331,7 +330,8 @@ def run(config: TrainConfig, out: Path, progress: Callable[[StepReport], None] =
 
 def _open(config: TrainConfig, run_: "_Run", out: Path) -> None:
     """Compare with what the folder holds, and write what this start is."""
-    check_config(config, out / "config.json", _FREE)
+    # Of weights that a name says there is no digest: the name may not differ.
+    check_config(config, out / "config.json", _FREE if config.init_digest is None else (*_FREE, "init"))
     write_json(out / "config.json", config.model_dump(mode="json"))
     write_json(out / "environment.json", {**describe(world().device), "processes": world().size})
     # Made once, before several processes add to it.
