@@ -112,7 +112,7 @@ class TestLearning:
         result = run(small(few, "licence=CC0", "half=true"), tmp_path / "run", seen.append)
         names = {path.name for path in (tmp_path / "run").iterdir()}
         assert names == {
-            *(".lock", "backbone.safetensors", "checkpoints", "config.json", "environment.json"),
+            *(".holder", ".lock", "backbone.safetensors", "checkpoints", "config.json", "environment.json"),
             *("failures.jsonl", "images.json", "log.jsonl", "result.json"),
         }
         assert [report.position.step for report in seen] == [1, 2, 3, 4, 5, 6]
