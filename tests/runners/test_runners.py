@@ -79,8 +79,10 @@ class TestProcesses:
     @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
     def test_workers_end_with_the_process_that_started_them(self, end: signal.Signals, tmp_path: Path) -> None:
         program = (
-            "from figureground.runners import ProcessRunner\nfrom tests.runners import jobs\n"
+            "import signal\nfrom figureground.runners import ProcessRunner\nfrom tests.runners import jobs\n"
             "if __name__ == '__main__':\n"
+            # What runs in the background of a script, as these tests may, is born deaf to Ctrl-C.
+            "    signal.signal(signal.SIGINT, signal.default_int_handler)\n"
             "    list(ProcessRunner(2)(jobs.slow, [1, 2], lambda worker: print(worker, flush=True)))\n"
         )
         (tmp_path / "main.py").write_text(program)
